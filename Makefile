@@ -1,0 +1,59 @@
+# Every target works in a fresh checkout; `make help` lists them.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+# The system's interpreter, because one below a home directory can't be used by worker processes of other users.
+PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo /usr/bin/python3 || echo python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+CODE := taskqueue tests benchmarks examples setup.py
+FOUND := $(wildcard $(CODE))
+
+.PHONY: help venv services lint check test format bench clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(STAMP) ## make the virtual environment .venv with everything that development needs
+
+# The umask, because the tests run worker processes under other users, which must be able to read all of it.
+$(STAMP): pyproject.toml setup.py
+	umask 022; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is older than 3.11")'; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'; \
+	touch $@
+
+services:
+	@umask 022; PYTHON=$(PYTHON) tests/install-services
+
+lint: $(STAMP) ## form, lint and types
+	$(BIN)/ruff format --check $(FOUND)
+	$(BIN)/ruff check $(FOUND)
+	$(BIN)/mypy
+
+check: lint ## lint, and the tests that need no server
+	umask 022; $(BIN)/python -m pytest -m 'not services and not chaos'
+
+test: services lint ## everything, against private servers; on Debian, root installs what is missing
+	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
+
+format: $(STAMP) ## put the code into its form
+	$(BIN)/ruff format $(FOUND)
+	$(BIN)/ruff check --fix-only $(FOUND)
+
+bench: services $(STAMP) ## measure the throughput
+	umask 022; $(BIN)/python benchmarks/throughput.py
+
+clean: ## remove what tests and builds leave behind
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf
+
+distclean: clean ## remove the virtual environment, too
+	rm -rf $(VENV)

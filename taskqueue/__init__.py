@@ -1,0 +1,1 @@
+"""taskqueue hands work to worker processes on one or many hosts."""

@@ -1,0 +1,175 @@
+"""The contract between the one loop and the places where workitems wait.
+
+A broker is opened by URL (`connect`).  The sending side is plain calls, from any thread; the receiving side is
+asynchronous, one `Consumer` per queue.  Every implementation passes `taskqueue.testing.BrokerContract`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from taskqueue.errors import BrokerError
+from taskqueue.outcome import Outcome, Rules
+from taskqueue.workitem import Workitem
+
+__all__ = [
+    "Broker",
+    "Capabilities",
+    "Consumer",
+    "Delivery",
+    "Ended",
+    "Lease",
+    "Options",
+    "Producer",
+    "connect",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to reach and set up a broker.  Brokers ignore what does not concern them.
+
+    url: with its password, and so never logged.
+    heartbeat: seconds between signs of life that are asked for.
+    queue_type: `quorum` or `classic`, for queues that don't exist yet.
+    results_queue: the default results queue, declared bounded by `results_max_length` (oldest dropped).
+    dead_retention: seconds that a dead letter is kept.
+    """
+
+    url: str = field(repr=False)
+    heartbeat: float = 30.0
+    queue_type: str = "quorum"
+    results_queue: str = "results"
+    results_max_length: int = 1_000_000
+    dead_retention: float = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a broker does beyond the contract; the table of DESIGN section 1 in code."""
+
+    several_hosts: bool = True
+    priorities: bool = False
+    store: bool = False
+
+
+class Lease:
+    """What deliveries hold their workitems by; shared by all deliveries that are lost together.
+
+    `lost` turns True once, when somebody else may have the workitems.
+    """
+
+    __slots__ = ("lost",)
+
+    def __init__(self) -> None:
+        self.lost = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Delivery:
+    """One workitem, lent.  `tag` is the broker's own name for it."""
+
+    workitem: Workitem
+    queue: str
+    tag: Any
+    lease: Lease
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A delivery, what became of it, and the rules of the group that had it."""
+
+    delivery: Delivery
+    outcome: Outcome
+    rules: Rules = field(default=Rules())
+
+
+class Producer(Protocol):
+    """The end of a broker that takes workitems.  May be used from any thread."""
+
+    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+        """Store `workitems` and return their ids, in order.
+
+        queue: where to; empty: the queue of each workitem's type.  A queue that does not exist is made.
+        reply: their results come back through `next_reply` of this producer.
+
+        Returns after the broker's word that all are stored.  Raises SendFailed with the ids of those that it
+        did not take, BrokerUnavailable where it can't be reached (some may be stored; sending again is safe
+        only for work that may run twice).
+        """
+
+    def next_reply(self, *, timeout: float | None) -> Workitem | None:
+        """Wait up to `timeout` seconds (None: for ever) for the next result; None where time ran out."""
+
+    def close(self) -> None:
+        """Let go of the broker.  May be called twice."""
+
+
+class Consumer(Protocol):
+    """The end of a broker that lends workitems from one queue.
+
+    At least once: a delivery is settled, or it is lent again.  Outages are waited out: every method goes on
+    when the broker is back, with everything rebuilt.
+    """
+
+    async def receive(self, *, limit: int) -> list[Delivery]:
+        """Wait until at least one workitem is due, then lend up to `limit`.
+
+        Order: first sent, first lent; by priority where the queue has it.
+        """
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        """End deliveries: store what their outcomes imply (`taskqueue.outcome.effects`), then let them go.
+
+        False where a delivery no longer counted: somebody else has it now, and nothing of it was kept that the
+        broker could still take back.
+        """
+
+    def resize(self, reserve: int) -> None:
+        """How many deliveries may be lent at a time.  A broker that lends only on `receive` ignores it."""
+
+    async def pause(self) -> None:
+        """Lend nothing new until the next `receive`; what was lent and not received yet is given back."""
+
+    async def close(self) -> None:
+        """Give back everything that is not settled.  May be called twice."""
+
+
+class Broker(Protocol):
+    """A place where workitems wait."""
+
+    capabilities: Capabilities
+
+    def producer(self) -> Producer:
+        """A new sending end."""
+
+    def consumer(self, queue: str, *, reserve: int) -> Consumer:
+        """A new receiving end for `queue`, which is made where it does not exist.  Inside an event loop."""
+
+    async def declare(self, queue: str) -> bool:
+        """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""
+
+    async def exists(self, queue: str) -> bool:
+        """Whether there is such a queue."""
+
+    async def close(self) -> None:
+        """Close all consumers and connections of this broker.  May be called twice."""
+
+
+def connect(options: Options | str) -> Broker:
+    """The broker for a URL.  Nothing is connected yet.
+
+    Raises BrokerError for a URL scheme that there is no backend for.
+    """
+    options = Options(url=options) if isinstance(options, str) else options
+    scheme = options.url.partition(":")[0]
+    backends = {"amqp": "amqp", "amqps": "amqp", "memory": "memory"}
+    if scheme not in backends:
+        raise BrokerError(f"no broker for URLs that begin with '{scheme}:'; there are {', '.join(sorted(backends))}")
+    backend = importlib.import_module(f"taskqueue.brokers.{backends[scheme]}")
+    broker: Broker = backend.open_broker(options)
+    return broker

@@ -1,0 +1,1 @@
+"""The backends: loaded by URL, strangers to each other."""

@@ -1,0 +1,61 @@
+"""RabbitMQ 3.10 to 4.x through pika: many hosts, any language, high rates."""
+
+from __future__ import annotations
+
+from taskqueue.broker import Broker, Capabilities, Consumer, Options, Producer
+from taskqueue.brokers.amqp.consumer import AMQPConsumer
+from taskqueue.brokers.amqp.link import Link, patiently
+from taskqueue.brokers.amqp.producer import AMQPProducer
+from taskqueue.clock import SYSTEM
+
+__all__ = ["AMQPBroker", "open_broker"]
+
+
+class AMQPBroker:
+    """One connection for all consumers; each has a channel of its own, so one's fault is not another's."""
+
+    def __init__(self, options: Options) -> None:
+        self.capabilities = Capabilities(several_hosts=True, priorities=options.queue_type == "classic")
+        self._options = options
+        self._link = Link(options)
+        self._consumers: list[AMQPConsumer] = []
+
+    def producer(self) -> Producer:
+        return AMQPProducer(self._options)
+
+    def consumer(self, queue: str, *, reserve: int) -> Consumer:
+        consumer = AMQPConsumer(self._link, queue, reserve, SYSTEM)
+        self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
+        return consumer
+
+    async def declare(self, queue: str) -> bool:
+        made = False
+
+        async def declare() -> None:
+            nonlocal made
+            await self._link.connection()
+            made = await self._link.declare(queue)
+
+        await patiently(declare, f"queue {queue}")
+        return made
+
+    async def exists(self, queue: str) -> bool:
+        ready: int | None = None
+
+        async def look() -> None:
+            nonlocal ready
+            await self._link.connection()
+            ready = await self._link.ready(queue)
+
+        await patiently(look, f"queue {queue}")
+        return ready is not None
+
+    async def close(self) -> None:
+        for consumer in self._consumers:
+            await consumer.close()
+        await self._link.close()
+
+
+def open_broker(options: Options) -> Broker:
+    """The broker for an `amqp://` or `amqps://` URL.  Nothing is connected yet."""
+    return AMQPBroker(options)

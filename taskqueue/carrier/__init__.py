@@ -1,0 +1,1 @@
+"""The carrier: owns the broker's connection and all deliveries, and runs no plugin code."""

@@ -1,0 +1,22 @@
+"""`python -m taskqueue.carrier FD`, started by the manager."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+
+from taskqueue.carrier.carrier import Carrier
+from taskqueue.process.protocol import inherited_socket
+
+_PR_SET_DUMPABLE = 4
+
+
+async def main() -> None:
+    await Carrier(inherited_socket(sys.argv)).run()
+
+
+if __name__ == "__main__":
+    # Its memory holds the broker's password: not readable for other processes of the same user.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    asyncio.run(main())

@@ -1,0 +1,188 @@
+"""The carrier's composition: the manager's words on one side, worker processes and lanes on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from taskqueue.broker import Broker, Delivery, Options, connect
+from taskqueue.carrier.lane import Lane
+from taskqueue.carrier.worker_process import WorkerProcess
+from taskqueue.clock import SYSTEM, Clock
+from taskqueue.config import Group
+from taskqueue.outcome import Release, TimedOut
+from taskqueue.process.protocol import Kind
+from taskqueue.process.wire import Wire
+
+__all__ = ["Carrier"]
+
+log = logging.getLogger(__name__)
+
+MUTE_FOR = 5.0  # seconds that a worker process may take to end after it has closed its socket
+
+
+class ToManager(logging.Handler):
+    """Hands log records to the manager: one log for all processes."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._wire.send(Kind.LOG, [record.name, record.levelno, self.format(record)])
+
+
+class Carrier:
+    """Owns the connection and all deliveries.  Ends when it is drained, or at once when its manager is gone."""
+
+    def __init__(self, sock: socket.socket, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
+        self._lanes: dict[str, Lane] = {}
+        self._processes: dict[int, WorkerProcess] = {}
+        self._broker: Broker | None = None
+        self._options: dict[str, Any] = {}
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._draining: asyncio.Task[None] | None = None
+        self._manager = Wire(sock, self._told, self._orphaned, takes_files=True)
+
+    async def run(self) -> None:
+        """Work until drained.  Raises what went wrong inside."""
+        logging.getLogger().addHandler(ToManager(self._manager))
+        asyncio.get_running_loop().set_exception_handler(self._fault)
+        await self._done
+
+    def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A fault in a callback must not go on in silence: the manager starts another carrier."""
+        error = context.get("exception")
+        log.error("carrier: %s", context.get("message"), exc_info=error)
+        if error is not None and not self._done.done():
+            self._done.set_exception(error)
+
+    def _orphaned(self, reason: str) -> None:
+        if not self._done.done():
+            os._exit(1)
+
+    def _told(self, kind: Kind, meta: Any, payload: bytes) -> None:
+        match kind:
+            case Kind.CONFIG:
+                self._options = meta
+                logging.getLogger().setLevel(meta["log_level"])
+                self._broker = connect(Options(**meta["broker"]))
+            case Kind.PROCESS:
+                self._add(meta["pid"], meta["group"], socket.socket(fileno=self._manager.take_file()))
+            case Kind.DIED:
+                process = self._processes.pop(meta["pid"], None)
+                if process is not None:
+                    self._lanes[process.group.type].died(process, meta["how"])
+            case Kind.RETIRE:
+                if meta["pid"] in self._processes:
+                    self._retire(self._processes[meta["pid"]])
+            case Kind.DRAIN:
+                self._drain(hard=meta["hard"])
+            case Kind.STATE:
+                for lane in self._lanes.values():
+                    log.info("%s", lane.state())
+            case _:
+                raise ValueError(f"the manager does not say {kind.name}")
+
+    def _add(self, pid: int, meta: dict[str, Any], sock: socket.socket) -> None:
+        pairs = {name: tuple((str(n), str(v)) for n, v in meta[name]) for name in ("environment", "settings")}
+        group = Group(**{**meta, **pairs})
+        hello = {
+            "type": group.type,
+            "entry_point": group.entry_point,
+            "settings": group.settings,
+            "log_level": self._options["log_level"],
+        }
+        process = WorkerProcess(pid, group, sock, hello, self, self._clock)
+        self._processes[pid] = process
+        if group.type not in self._lanes:
+            assert self._broker is not None
+            self._lanes[group.type] = Lane(
+                group.type, self._broker, self._clock, max_result=self._options["max_result"]
+            )
+        self._lanes[group.type].processes.append(process)
+
+    def _retire(self, process: WorkerProcess) -> None:
+        """Let it finish within its group's stop timeout; then what it runs is released, and runs again elsewhere."""
+        if process.retiring:
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(process.group.stop_timeout, self._out_of_patience, process)
+        self._lanes[process.group.type].retire(process)
+
+    def _out_of_patience(self, process: WorkerProcess) -> None:
+        if self._processes.get(process.pid) is process:
+            if process.load:
+                log.warning(
+                    "worker process %d of %s did not finish within stop_timeout of %g s: killed; "
+                    "what it ran is released, and will run again",
+                    process.pid, process.group.name, process.group.stop_timeout,
+                )  # fmt: skip
+            process.condemned = process.condemned or Release()
+            self._kill(process)
+
+    def _kill(self, process: WorkerProcess) -> None:
+        self._manager.send(Kind.KILL, {"pid": process.pid})
+
+    def _drain(self, *, hard: bool) -> None:
+        for process in list(self._processes.values()):
+            self._retire(process)
+            if hard:
+                self._out_of_patience(process)
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drained())
+            self._draining.add_done_callback(lambda task: task.result())
+
+    async def _drained(self) -> None:
+        for lane in self._lanes.values():
+            lane.stop_receiving()
+        for lane in self._lanes.values():
+            await lane.drained()
+        if self._broker is not None:
+            await self._broker.close()
+        self._manager.send(Kind.DRAINED)
+        if not self._done.done():
+            self._done.set_result(None)
+
+    # What worker processes say.
+
+    def ready(self, process: WorkerProcess) -> None:
+        self._manager.send(Kind.UP, {"pid": process.pid})
+        self._lanes[process.group.type].ready(process)
+
+    def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
+        self._manager.send(Kind.DOWN, {"pid": process.pid, "error": error, "traceback": traceback})
+
+    def ended(self, process: WorkerProcess, delivery: Delivery, meta: Sequence[Any], payload: bytes) -> None:
+        self._lanes[process.group.type].ended(process, delivery, meta, payload)
+
+    def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
+        self._lanes[process.group.type].unstarted(process, deliveries)
+
+    def said(self, process: WorkerProcess, name: str, level: int, text: str) -> None:
+        self._manager.send(Kind.LOG, [f"worker.{process.group.name}", level, f"{process.pid} {name}: {text}"])
+
+    def mute(self, process: WorkerProcess, reason: str) -> None:
+        if process.pid in self._processes:
+            if reason.startswith("nonsense"):
+                log.error("worker process %d of %s speaks %s", process.pid, process.group.name, reason)
+                self._kill(process)
+            else:  # it is ending: the manager says so soon, or it closed its socket and goes on, of no use
+                asyncio.get_running_loop().call_later(MUTE_FOR, self._kill_if_there, process)
+
+    def _kill_if_there(self, process: WorkerProcess) -> None:
+        if self._processes.get(process.pid) is process:
+            self._kill(process)
+
+    def over_time(self, process: WorkerProcess) -> None:
+        log.warning(
+            "worker process %d of %s runs into its time limit of %g s: killed",
+            process.pid, process.group.name, process.group.time_limit,
+        )  # fmt: skip
+        process.condemned = TimedOut(process.group.time_limit)
+        self._kill(process)

@@ -1,0 +1,77 @@
+"""The command `taskqueue`, and the daemons' own executables.
+
+Exit status: 0 done, 1 it failed, 2 usage, 6 configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from taskqueue.cli import check_config, daemons, send
+from taskqueue.errors import ConfigError, TaskQueueError
+
+__all__ = ["dispatcher", "main", "workerpool"]
+
+FAILED, CONFIGURATION = 1, 6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `taskqueue COMMAND`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
+    parser.add_argument("--version", action="version", version=f"taskqueue {metadata.version('taskqueue')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (send, check_config, daemons):
+        for command in _parsers(module.add_parser(commands)):
+            _add_common(command)
+    return _run(parser.parse_args(argv))
+
+
+def dispatcher() -> int:
+    """The executable `taskqueue-dispatcher`."""
+    return main(["dispatcher", *sys.argv[1:]])
+
+
+def workerpool() -> int:
+    """The executable `taskqueue-workerpool`."""
+    return main(["workerpool", *sys.argv[1:]])
+
+
+def _parsers(added: argparse.ArgumentParser | Sequence[argparse.ArgumentParser]) -> Sequence[argparse.ArgumentParser]:
+    return (added,) if isinstance(added, argparse.ArgumentParser) else added
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    environment = os.environ
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default=environment.get("TASKQUEUE_CONFIG", ""),
+        help="the configuration (default: $TASKQUEUE_CONFIG, else /etc/taskqueue/config.ini)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--url", default=environment.get("TASKQUEUE_URL", ""),
+        help="the broker, over what the configuration says (default: $TASKQUEUE_URL)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="show one JSON object a line")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more")
+    parser.add_argument("-q", "--quiet", action="count", default=0, help="log less")
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        status: int = args.run(args)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"taskqueue: {problem}", file=sys.stderr)
+        return CONFIGURATION
+    except TaskQueueError as error:
+        print(f"taskqueue: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+    return status

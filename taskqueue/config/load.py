@@ -1,0 +1,139 @@
+"""From a file to a `Config`, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from taskqueue.config import parsers
+from taskqueue.config.groups import read_options, resolve
+from taskqueue.config.ini import Report, Section, read
+from taskqueue.config.loggers import check_logging
+from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, Option, defaults, nearest
+from taskqueue.config.secrets import is_secret, mask_url
+from taskqueue.config.values import DEFAULT_PATH, DEFAULT_URL, Config
+from taskqueue.errors import ConfigError
+
+__all__ = ["load", "parse"]
+
+LARGEST = 1 << 20  # bytes; a configuration is not that long: the path names something else
+NOT_YET = ("store", "schedule", "web")
+
+
+def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Config:
+    """Read the configuration at `path` (None: at its usual place).
+
+    plugins: worker type -> entry point, of what is installed here.
+    url: goes before what the file says.  With it, a file that is not at its usual place is not missed.
+
+    Raises ConfigError with every problem of the file.
+    """
+    place = path or DEFAULT_PATH
+    try:
+        with open(place, "rb") as file:
+            public = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        if path is None and url:
+            return parse("", place, plugins, url)
+        raise ConfigError(
+            f"{place}: there is no such file, and the embedded broker, which needs none, comes with a later release: "
+            f"make the file (an empty one is a complete configuration: every installed plugin, {DEFAULT_URL}), "
+            f"or name another with --config"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
+    if len(content) > LARGEST:
+        raise ConfigError(f"{place}: is no configuration: it is longer than {LARGEST} bytes")
+    return _interpret(_decode(content, place), place, plugins, url, public=public)
+
+
+def parse(text: str, path: Path, plugins: Mapping[str, str], url: str = "") -> Config:
+    """What `text`, the content of `path`, means.  No I/O; arguments and errors as those of `load`."""
+    return _interpret(text, path, plugins, url, public=False)
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{content[error.start]:02x} in column {column} is not UTF-8: "
+            f"expected a file in UTF-8"
+        ) from None
+
+
+def _interpret(text: str, path: Path, plugins: Mapping[str, str], url: str, *, public: bool) -> Config:
+    report = Report(path)
+    sections = read(text, report)
+    if url:
+        _check_url(url, report)
+    daemon = _daemon(sections.get("taskqueue", Section("taskqueue")), TASKQUEUE, report)
+    amqp = _daemon(sections.get("amqp", Section("amqp")), AMQP, report)
+    for name in NOT_YET:
+        if name in sections:
+            report.warning(sections[name].line, f"[{name}] is reserved for a later release and not used yet")
+    groups = resolve(sections, plugins, report)
+    logging = check_logging(sections, report)
+    if public:
+        _warn_public(sections, report)
+    named = daemon.pop("url", "")
+    if named and amqp.keys() - {"heartbeat"}:
+        report.warning(sections["amqp"].line, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
+    heartbeat = amqp.pop("heartbeat", defaults(AMQP)["heartbeat"])
+    config = {**daemon, "heartbeat": heartbeat, "groups": groups, "logging": logging}
+    if report.problems:
+        raise ConfigError(*report.problems)
+    return Config(path=path, url=url or named or _amqp_url(amqp), warnings=report.warnings, **config)
+
+
+def _check_url(url: str, report: Report) -> None:
+    try:
+        parsers.url(url)
+    except ValueError as error:
+        report.problem(0, f"not used with the URL {mask_url(url)!r}: {error}")
+
+
+def _daemon(section: Section, table: Mapping[str, Option], report: Report) -> dict[str, Any]:
+    """The options of a section in which every option must be known."""
+
+    def unknown(name: str) -> None:
+        meant = nearest(name, [*table, *(option.alias for option in table.values() if option.alias)])
+        hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(table)}"
+        if not meant and name in WORKERS:
+            hint = "it belongs to the section of a worker type, or to [DEFAULT]"
+        shown = name.split()[0]  # the rest may be a password that lacks its equals sign
+        report.problem(section.entries[name].line, f"[{section.name}] {shown}: there is no such option; {hint}")
+
+    return read_options(section, table, report, unknown)
+
+
+def _amqp_url(given: Mapping[str, Any]) -> str:
+    """The URL that the options of [amqp] stand for."""
+    if not given:
+        return DEFAULT_URL
+    options: dict[str, Any] = {**defaults(AMQP), **given}
+    user, password, vhost = (quote(options[name], safe="") for name in ("user", "password", "vhost"))
+    host = options["host"]
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    scheme, port = ("amqps", 5671) if options["tls"] else ("amqp", 5672)
+    return f"{scheme}://{user}:{password}@{host}:{options['port'] or port}/{vhost}"
+
+
+def _warn_public(sections: Mapping[str, Section], report: Report) -> None:
+    for section in sections.values():
+        for entry in section.entries.values():
+            if (entry.value and is_secret(entry.name)) or mask_url(entry.value) != entry.value:
+                report.warning(
+                    entry.line,
+                    f"[{section.name}] {entry.name} is a secret, and every user of this host may read the file: "
+                    f"expected mode 0640 or less",
+                )
+                return

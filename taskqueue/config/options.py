@@ -1,0 +1,242 @@
+"""Every option of the configuration: the one source of names, defaults and meanings.
+
+`config.ini.example` and `docs/configuration.md` are held equal to these tables by tests.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from taskqueue.config import parsers
+from taskqueue.config.parsers import Parser
+
+__all__ = ["AMQP", "DEFAULT", "TASKQUEUE", "WORKERS", "Option", "defaults", "is_reserved", "nearest"]
+
+DEFAULT = "DEFAULT"
+
+_RESERVED = ("taskqueue", "amqp", "store", "schedule", "web", "loggers", "handlers", "formatters")
+_RESERVED_PREFIXES = ("logger_", "handler_", "formatter_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option.
+
+    default: as it would be written in the file.
+    meaning: one or more sentences, with the unit.
+    alias: another name for it.
+    """
+
+    name: str
+    default: str
+    parse: Parser
+    meaning: str
+    alias: str = ""
+
+
+def _table(*options: Option) -> dict[str, Option]:
+    return {option.name: option for option in options}
+
+
+TASKQUEUE = _table(
+    Option(
+        name="url",
+        default="",
+        parse=parsers.url,
+        meaning="Where the broker is, as a URL such as amqp://user:password@host:5672/vhost. "
+        "Empty: as [amqp] says, which is amqp://localhost where [amqp] is empty, too.",
+    ),
+    Option(
+        name="user",
+        default="",
+        parse=parsers.user,
+        meaning="The user that dispatcher and carrier run as when they are started by root. "
+        "Empty: taskqueue where that user exists, else root.",
+    ),
+    Option(
+        name="worker_user",
+        default="",
+        parse=parsers.worker_user,
+        meaning="The user of worker processes whose group names none, when started by root. "
+        "Empty: taskqueue-worker where that user exists, else nobody. It can't be root.",
+    ),
+    Option(
+        name="log_level",
+        default="info",
+        parse=parsers.choice("debug", "info", "warning", "error", "critical"),
+        meaning="The least important messages that are logged: debug, info, warning, error or critical. "
+        "Not used where the file has a section [loggers].",
+    ),
+    Option(
+        name="max_body",
+        default="16M",
+        parse=parsers.size,
+        meaning="Bytes, with K, M or G behind the number: a longer workitem becomes a dead letter.",
+    ),
+    Option(
+        name="max_types",
+        default="1000",
+        parse=parsers.number(1),
+        meaning="How many queues are made for worker types at most; workitems of further types become dead letters.",
+    ),
+    Option(
+        name="results_max_length",
+        default="1000000",
+        parse=parsers.number(1),
+        meaning="How many results the queue named results keeps; beyond that the oldest are dropped.",
+    ),
+    Option(
+        name="dead_retention",
+        default="30d",
+        parse=parsers.duration(1),
+        meaning="How long a dead letter is kept: seconds, or a number with s, m, h or d behind it.",
+    ),
+    Option(
+        name="queue_type",
+        default="quorum",
+        parse=parsers.choice("quorum", "classic"),
+        meaning="The type of queues that don't exist yet: quorum or classic. "
+        "Only classic queues order by priority; only quorum queues have copies on several nodes of a cluster.",
+    ),
+)
+
+AMQP = _table(
+    Option(
+        name="host", default="localhost", parse=parsers.text(1), meaning="The name or address of the broker's host."
+    ),
+    Option(
+        name="port",
+        default="",
+        parse=lambda value: parsers.number(1, 65535)(value) if value else 0,
+        meaning="The broker's port. Empty: 5672, with tls 5671.",
+    ),
+    Option(name="vhost", default="/", parse=parsers.text(1), meaning="The virtual host."),
+    Option(name="user", default="guest", parse=parsers.text(1), meaning="The name to log in with."),
+    Option(
+        name="password",
+        alias="passwd",
+        default="guest",
+        parse=parsers.text(0, 4096),
+        meaning="The password to log in with, as it is: nothing is quoted or encoded. passwd means the same.",
+    ),
+    Option(name="tls", default="off", parse=parsers.switch, meaning="Whether the connection is encrypted: on or off."),
+    Option(
+        name="heartbeat",
+        default="30s",
+        parse=parsers.duration(1, 65535),
+        meaning="How often the connection shows a sign of life: seconds, or a number with s, m or h behind it. "
+        "It holds for a broker that url names, too.",
+    ),
+)
+
+WORKERS = _table(
+    Option(
+        name="workers",
+        default="1",
+        parse=parsers.workers,
+        meaning="How many processes run on this host; 0: none. Or the names of groups, separated by commas, "
+        "each with its section: workers = a, b in [mytype] stands for [mytype_a] and [mytype_b].",
+    ),
+    Option(
+        name="user",
+        default="",
+        parse=parsers.user,
+        meaning="The user that the processes run as, which only root can change. Empty: worker_user of [taskqueue]. "
+        "root runs the plugin's code with all rights.",
+    ),
+    Option(
+        name="prefetch",
+        default="auto",
+        parse=parsers.prefetch,
+        meaning="How many workitems are held ready for the group's processes: a number, "
+        "or auto, which follows their run time.",
+    ),
+    Option(
+        name="retries",
+        default="0",
+        parse=parsers.number(0),
+        meaning="How often a workitem is tried again after it failed or timed out.",
+    ),
+    Option(
+        name="retry_delay",
+        default="1s",
+        parse=parsers.duration(),
+        meaning="The wait before the first retry, doubled for each further one and shortened by a random part of up "
+        "to a half: seconds, or a number with s, m, h or d behind it.",
+    ),
+    Option(
+        name="retry_max_delay",
+        default="1h",
+        parse=parsers.duration(),
+        meaning="The longest wait before a retry: seconds, or a number with s, m, h or d behind it.",
+    ),
+    Option(
+        name="time_limit",
+        default="0",
+        parse=parsers.duration(),
+        meaning="How long a workitem may run before its process is killed: seconds, or a number with s, m, h or d "
+        "behind it; 0: for ever.",
+    ),
+    Option(
+        name="stop_timeout",
+        default="60s",
+        parse=parsers.duration(),
+        meaning="How long a stop waits for what runs before it is killed, to run again later: seconds, or a number "
+        "with s, m, h or d behind it.",
+    ),
+    Option(
+        name="results_routing_key",
+        default="results",
+        parse=parsers.text(),
+        meaning="The queue that results go to; empty: none.",
+    ),
+    Option(
+        name="dead_letters",
+        default="on",
+        parse=parsers.switch,
+        meaning="Whether a workitem that was given up is kept as a dead letter: on or off. "
+        "Off: only its result says that it failed.",
+    ),
+    Option(
+        name="max_crashes",
+        default="3",
+        parse=parsers.number(1),
+        meaning="A workitem that takes its process down that often is given up.",
+    ),
+    Option(
+        name="environment",
+        default="",
+        parse=parsers.environment,
+        meaning="Environment variables of the processes, as NAME=value pairs, quoted as in a shell. "
+        "Nothing else is inherited from the daemon's environment.",
+    ),
+)
+
+
+def defaults(table: dict[str, Option]) -> dict[str, object]:
+    """The value of every option that a file does not mention."""
+    return {name: option.parse(option.default) for name, option in table.items()}
+
+
+def is_reserved(section: str) -> bool:
+    """Whether `section` can't be a worker type's or a group's."""
+    return section in (*_RESERVED, DEFAULT) or section.startswith(_RESERVED_PREFIXES)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that was probably meant by `name`; empty: none."""
+    plain = {_plain(candidate): candidate for candidate in known}
+    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.75)
+    return plain[found[0]] if found else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-. ]", "_", name.lower())
+
+
+def nearest_section(section: str, known: Iterable[str]) -> str:
+    """The section that was probably meant by `section`; empty: none."""
+    return nearest(section, (*_RESERVED, DEFAULT, *known))

@@ -1,0 +1,115 @@
+"""What a configuration means, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, defaults
+from taskqueue.outcome import Rules
+from taskqueue.workitem import worker_queue
+
+__all__ = ["DEFAULT_PATH", "DEFAULT_URL", "Config", "Group", "effective_user", "service_user"]
+
+DEFAULT_PATH = Path("/etc/taskqueue/config.ini")
+DEFAULT_URL = "amqp://localhost"
+
+_DAEMON: dict[str, Any] = {**defaults(TASKQUEUE), "heartbeat": defaults(AMQP)["heartbeat"]}
+_GROUP: dict[str, Any] = defaults(WORKERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Worker processes of one type and one user.
+
+    name: the section of the group, or the name of the type where the type has no named groups.
+    entry_point: `module:attribute` of the plugin; empty: not installed here.
+    workers: how many processes.
+    user: empty: not named (see `effective_user`).
+    prefetch: deliveries held; 0: as many as fit the measured run time.
+    retry_delay, retry_max_delay, stop_timeout: seconds.
+    time_limit: seconds; 0: none.
+    environment, settings: name and value, each name once.  `settings` are the options that are the plugin's own,
+    sorted by name.  Both may hold secrets: show them through `mask_pairs` only.
+    """
+
+    name: str
+    type: str
+    entry_point: str = ""
+    workers: int = _GROUP["workers"]
+    user: str = _GROUP["user"]
+    prefetch: int = _GROUP["prefetch"]
+    retries: int = _GROUP["retries"]
+    retry_delay: float = _GROUP["retry_delay"]
+    retry_max_delay: float = _GROUP["retry_max_delay"]
+    time_limit: float = _GROUP["time_limit"]
+    stop_timeout: float = _GROUP["stop_timeout"]
+    results_routing_key: str = _GROUP["results_routing_key"]
+    dead_letters: bool = _GROUP["dead_letters"]
+    max_crashes: int = _GROUP["max_crashes"]
+    environment: tuple[tuple[str, str], ...] = field(default=_GROUP["environment"], repr=False)
+    settings: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def queue(self) -> str:
+        """The queue that its workitems wait in."""
+        return worker_queue(self.type)
+
+    @property
+    def rules(self) -> Rules:
+        """What it says about the end of its workitems."""
+        return Rules(
+            results_routing_key=self.results_routing_key,
+            dead_letters=self.dead_letters,
+            max_crashes=self.max_crashes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration, valid.
+
+    url: where the broker is; holds the password: show it through `mask_url` only.
+    user, worker_user: empty: not named (see `service_user`, `effective_user`).
+    max_body: bytes.
+    dead_retention, heartbeat: seconds.
+    groups: of the plugins that are installed and of the sections of others, sorted by type.
+    warnings: sentences about what is odd but harms nothing else.
+    logging: the file has sections for `logging.config`.
+    """
+
+    path: Path = DEFAULT_PATH
+    url: str = field(default=DEFAULT_URL, repr=False)
+    user: str = _DAEMON["user"]
+    worker_user: str = _DAEMON["worker_user"]
+    log_level: str = _DAEMON["log_level"]
+    max_body: int = _DAEMON["max_body"]
+    max_types: int = _DAEMON["max_types"]
+    results_max_length: int = _DAEMON["results_max_length"]
+    dead_retention: float = _DAEMON["dead_retention"]
+    queue_type: str = _DAEMON["queue_type"]
+    heartbeat: float = _DAEMON["heartbeat"]
+    groups: tuple[Group, ...] = ()
+    warnings: tuple[str, ...] = ()
+    logging: bool = False
+
+
+def effective_user(group: Group, config: Config, *, root: bool, exists: Callable[[str], bool]) -> str:
+    """The user that processes of `group` run as; empty: the one that runs the daemon.
+
+    root: whether the daemon runs as root.  exists: whether a user of that name exists on this host.
+    """
+    if group.user:
+        return group.user
+    if not root:
+        return ""
+    return config.worker_user or ("taskqueue-worker" if exists("taskqueue-worker") else "nobody")
+
+
+def service_user(config: Config, *, root: bool, exists: Callable[[str], bool]) -> str:
+    """The user that dispatcher and carrier run as; empty: the one that runs the daemon."""
+    if not root:
+        return ""
+    return config.user or ("taskqueue" if exists("taskqueue") else "")

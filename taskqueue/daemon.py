@@ -1,0 +1,75 @@
+"""What makes a daemon of a program: its pid file, its user, the background."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import daemon
+
+from taskqueue.errors import TaskQueueError
+from taskqueue.process.spawn import Account
+
+__all__ = ["AlreadyRunning", "background", "become", "pid_file"]
+
+
+class AlreadyRunning(TaskQueueError):
+    """Another process holds the pid file."""
+
+
+@contextlib.contextmanager
+def pid_file(path: Path | None) -> Iterator[int | None]:
+    """Hold the pid file `path`; yields its descriptor.  `write_pid` writes to it, once in the background.
+
+    It is held by a lock, which ends with its holder: a stale file stops nobody.  Raises AlreadyRunning, OSError.
+    """
+    if path is None:
+        yield None
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise AlreadyRunning(f"{path}: held by process {other or 'unknown'}: it runs already") from None
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):  # after a change of user the directory may be closed to us: it is stale then
+            path.unlink()
+        os.close(descriptor)
+
+
+def write_pid(descriptor: int | None) -> None:
+    """Write this process' id to the pid file that it holds."""
+    if descriptor is not None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def background(descriptor: int | None, *, foreground: bool) -> Iterator[None]:
+    """Go to the background, but for `foreground`; the pid file stays held."""
+    if foreground:
+        write_pid(descriptor)
+        yield
+        return
+    # Signals are the event loop's own business; the terminal is let go.
+    context = daemon.DaemonContext(
+        files_preserve=[descriptor] if descriptor is not None else [], signal_map={}, umask=0o022, detach_process=True
+    )
+    with context:
+        write_pid(descriptor)
+        yield
+
+
+def become(user: Account) -> None:
+    """Change to `user` for good: groups, gid, uid, and what the environment says of it."""
+    os.setgroups(user.groups)
+    os.setgid(user.gid)
+    os.setuid(user.uid)
+    os.environ.update({"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell})

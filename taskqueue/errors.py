@@ -1,0 +1,86 @@
+"""Every error that taskqueue raises, by what the caller can do about it.
+
+TaskQueueError
+├── ConfigError              config.ini is wrong: file, line, section, option, value, what would be right
+├── PluginError              an entry point did not load, or a worker process of its group can't start
+├── FormatError              bytes are not a workitem; never retried
+├── BrokerError
+│   ├── BrokerUnavailable    try again later; the same call is safe
+│   ├── SendFailed           the broker is there and did not take a workitem
+│   └── Unsupported          this backend does not do that; says which does
+└── TaskFailure              the task ran and failed; carries the remote traceback
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "ConfigError",
+    "FormatError",
+    "PluginError",
+    "SendFailed",
+    "TaskFailure",
+    "TaskQueueError",
+    "Unsupported",
+]
+
+
+class TaskQueueError(Exception):
+    """The root of all errors of taskqueue."""
+
+
+class ConfigError(TaskQueueError):
+    """A configuration can't be used.
+
+    `problems` are complete sentences, one per problem, each naming file, line, section, option and value where
+    they are known, and what would be right.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class PluginError(TaskQueueError):
+    """An entry point did not load, or a worker process of its group can't start."""
+
+
+class FormatError(TaskQueueError):
+    """Bytes are not a workitem.  `detail` says why; the workitem becomes a dead letter."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__(detail)
+
+
+class BrokerError(TaskQueueError):
+    """The broker did not do what was asked."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker can't be reached, or went away; the same call may be made again."""
+
+
+class SendFailed(BrokerError):
+    """The broker answered, and did not take every workitem.
+
+    `refused` has the ids of the workitems that it did not take.  The others are stored.
+    """
+
+    def __init__(self, message: str, refused: tuple[str, ...]) -> None:
+        self.refused = refused
+        super().__init__(message)
+
+
+class Unsupported(BrokerError):
+    """This backend does not do that; the message says which does."""
+
+
+class TaskFailure(TaskQueueError):
+    """A task ran and failed.  `error` is one line, `traceback` the remote traceback or empty."""
+
+    def __init__(self, error: str, traceback: str = "") -> None:
+        self.error = error
+        self.traceback = traceback
+        super().__init__(error)

@@ -1,0 +1,100 @@
+"""The one loop: receive a batch, have each workitem handled, settle what has ended.
+
+The dispatcher is this loop with a parsing function; the carrier is it with worker processes.  The loop knows no
+backend, a backend knows no handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from taskqueue.broker import Consumer, Delivery, Ended
+from taskqueue.outcome import Outcome, Release, Rules
+
+__all__ = ["Loop"]
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """Moves deliveries of one queue from its consumer to a handler, and outcomes back.
+
+    handle: takes deliveries; whoever has one calls `end` for it, once.
+    reserve: how many deliveries may be held at a time.
+    """
+
+    def __init__(
+        self, consumer: Consumer, handle: Callable[[list[Delivery]], Awaitable[None]], *, reserve: int
+    ) -> None:
+        self.held = 0
+        self._consumer = consumer
+        self._handle = handle
+        self._reserve = reserve
+        self._ended: list[Ended] = []
+        self._settling: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._fault: BaseException | None = None
+        self.settled = 0
+        self.discarded = 0
+
+    async def run(self) -> None:
+        """Receive for ever.  Cancel it to receive no more; what is held can still be ended."""
+        while True:
+            while (room := self._reserve - self.held) <= 0 or self._fault is not None:
+                if self._fault is not None:
+                    raise self._fault
+                self._changed.clear()
+                await self._changed.wait()
+            deliveries = await self._consumer.receive(limit=room)
+            self.held += len(deliveries)
+            await asyncio.shield(self._handle(deliveries))  # what was taken is handled, also when stopped
+
+    def end(self, delivery: Delivery, outcome: Outcome, rules: Rules = Rules()) -> None:  # noqa: B008
+        """`delivery` is over.  All that end in one turn of the event loop are settled together."""
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self._settle_soon)
+        self._ended.append(Ended(delivery, outcome, rules))
+
+    def _settle_soon(self) -> None:
+        batch, self._ended = self._ended, []
+        task = asyncio.get_running_loop().create_task(self._settle(batch))
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+
+    async def _settle(self, batch: Sequence[Ended]) -> None:
+        counted = await self._consumer.settle(batch)
+        self.held -= len(batch)
+        self.settled += sum(counted)
+        for ended, counts in zip(batch, counted, strict=True):
+            if not counts and not isinstance(ended.outcome, Release):
+                self.discarded += 1
+                log.warning(
+                    "workitem %s of %s: its delivery was lost, somebody else has it now; %s discarded",
+                    ended.delivery.workitem.id,
+                    ended.delivery.queue,
+                    type(ended.outcome).__name__,
+                )
+        self._changed.set()
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fault = task.exception()  # run raises it: a daemon that can't settle must not go on in silence
+            self._changed.set()
+
+    def resize(self, reserve: int) -> None:
+        """Hold up to `reserve` deliveries from now on."""
+        if reserve != self._reserve:
+            self._reserve = reserve
+            self._consumer.resize(reserve)
+            self._changed.set()
+
+    async def settled_all(self) -> None:
+        """Wait until nothing is held any more.  Raises what settling raised."""
+        while self.held or self._ended or self._settling:
+            if self._fault is not None:
+                raise self._fault
+            self._changed.clear()
+            await self._changed.wait()

@@ -1,0 +1,247 @@
+"""What becomes of a delivery, and what settling it must store before the delivery may end.
+
+Every broker settles by `effects`: it stores the `Send`s of an outcome, waits until they are safe, and ends the
+delivery then, or gives it back.  So the outcomes mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
+
+__all__ = [
+    "Crashed",
+    "Dead",
+    "Done",
+    "Effects",
+    "Failed",
+    "Forward",
+    "Outcome",
+    "Payload",
+    "Reason",
+    "Release",
+    "Retry",
+    "Rules",
+    "Send",
+    "TimedOut",
+    "effects",
+]
+
+Reason = Literal[
+    "malformed", "failed", "crashed", "timed out", "rejected", "expired", "too many types", "delivery limit"
+]
+
+MAX_ERROR = 4 * 1024  # characters of an error, and of a traceback, that travel in a header: all headers of a
+MAX_TRACEBACK = 32 * 1024  # message must fit into one AMQP frame (128 KiB unless negotiated otherwise)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a group says about the end of its workitems.
+
+    results_routing_key: the queue that results go to; empty: none.
+    dead_letters: whether a workitem that was given up is kept whole.
+    max_crashes: with that many crashes a workitem is given up.
+    """
+
+    results_routing_key: str = ""
+    dead_letters: bool = True
+    max_crashes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Bytes and what they are."""
+
+    body: bytes = b"null"
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One workitem to store in `queue`, due by its own `due`.
+
+    required: False where a queue that does not exist is nobody's fault (the reply queue of a client that left).
+    """
+
+    queue: str
+    workitem: Workitem
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler returned.
+
+    result: None where it wants no result to be sent.
+    sends: what it published itself, stored together with its result.
+    """
+
+    result: Payload | None = Payload()
+    sends: tuple[Send, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The handler failed, and no retry is left."""
+
+    error: str
+    traceback: str = ""
+    result: Payload = Payload()
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again in `delay` seconds.
+
+    counts: as a `failure`, which uses up one of the workitem's retries; as an `attempt` only, where its handler asked
+    for it; as `nothing`, where it never started.
+    """
+
+    delay: float
+    error: str = ""
+    counts: Literal["failure", "attempt", "nothing"] = "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The worker process died with this workitem running; `how` is a signal's name or an exit status."""
+
+    how: str
+    result: Payload = Payload()
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """It ran longer than `limit` seconds, was killed, and no retry is left."""
+
+    limit: float
+    result: Payload = Payload()
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Pass `workitem` on to the queue of its type."""
+
+    workitem: Workitem
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Give it up: it is no workitem, or its worker rejected it."""
+
+    reason: Reason
+    detail: str = ""
+    result: Payload = Payload()
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give it back as if it had never been lent; it will be lent again."""
+
+
+Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What settling one delivery stores.  `ends` False: the delivery is given back instead."""
+
+    sends: tuple[Send, ...] = ()
+    ends: bool = True
+
+
+def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, now: float) -> Effects:
+    """Decide what must be safe before a delivery of `workitem` from `queue` may end with `outcome`.
+
+    `now` is POSIX seconds.  No I/O: the same arguments give the same effects.
+    """
+    match outcome:
+        case Done(result, sends):
+            results = () if result is None else _results(workitem, rules, "succeeded", result)
+            return Effects((*sends, *results))
+        case Failed(error, traceback, result):
+            return _given_up(workitem, rules, queue, now, "failed", error, error, result, traceback)
+        case Retry(delay, _, counts):
+            again = replace(
+                workitem,
+                attempt=workitem.attempt + (counts != "nothing"),
+                failures=workitem.failures + (counts == "failure"),
+                due=now + delay if delay > 0 else None,
+            )
+            return Effects((Send(queue, again),))
+        case Crashed(how, result):
+            again = replace(workitem, attempt=workitem.attempt + 1, crashes=workitem.crashes + 1)
+            if again.crashes < rules.max_crashes:
+                return Effects((Send(queue, again),))
+            error = f"worker process crashed: {how}"
+            crashed = replace(workitem, crashes=again.crashes)
+            return _given_up(crashed, rules, queue, now, "crashed", how, error, result)
+        case TimedOut(limit, result):
+            detail = f"time limit of {limit:g} s"
+            return _given_up(workitem, rules, queue, now, "timed out", detail, f"timed out: {detail}", result)
+        case Forward(forwarded):
+            return Effects((Send(worker_queue(forwarded.type), forwarded),))
+        case Dead(reason, detail, result):
+            error = f"{reason}: {detail}" if detail else reason
+            return _given_up(workitem, rules, queue, now, reason, detail, error, result)
+        case Release():
+            return Effects(ends=False)
+        case _:
+            assert_never(outcome)
+
+
+def _results(
+    workitem: Workitem, rules: Rules, status: str, result: Payload, error: str = "", traceback: str = ""
+) -> tuple[Send, ...]:
+    headers: dict[str, object] = {"status": status, "worker_type": workitem.type, "attempt": workitem.attempt}
+    if workitem.reference:
+        headers["reference"] = workitem.reference
+    if status == "failed":
+        headers["error"] = error[:MAX_ERROR]
+        headers["traceback"] = traceback[-MAX_TRACEBACK:]
+    message = Workitem(
+        id=f"{workitem.id[:200]}.{workitem.attempt}",
+        body=result.body,
+        content_type=result.content_type,
+        correlation_id=workitem.id,
+        headers=headers,
+    )
+    sends = []
+    if rules.results_routing_key:
+        sends.append(Send(rules.results_routing_key, message))
+    if workitem.reply_to and workitem.reply_to != rules.results_routing_key:
+        reply = replace(message, correlation_id=workitem.correlation_id or workitem.id)
+        sends.append(Send(workitem.reply_to, reply, required=False))
+    return tuple(sends)
+
+
+def _given_up(
+    workitem: Workitem,
+    rules: Rules,
+    queue: str,
+    now: float,
+    reason: Reason,
+    detail: str,
+    error: str,
+    result: Payload,
+    traceback: str = "",
+) -> Effects:
+    sends = _results(workitem, rules, "failed", result, error, traceback)
+    if rules.dead_letters:
+        headers = {
+            **workitem.headers,
+            "reason": reason,
+            "detail": detail[:MAX_ERROR],
+            "attempts": workitem.attempt,
+            "crashes": workitem.crashes,
+            "from": queue,
+            "died": int(now),
+        }
+        if traceback:
+            headers["traceback"] = traceback[-MAX_TRACEBACK:]
+        dead = replace(workitem, headers=headers, expiration=None, due=None, attempt=1, crashes=0, failures=0)
+        sends = (*sends, Send(DEAD_LETTERS, dead))
+    return Effects(sends)

@@ -1,0 +1,154 @@
+"""Calls a handler with one workitem, and puts what became of it into words for the carrier."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from taskqueue import formats
+from taskqueue.errors import FormatError, Unsupported
+from taskqueue.outcome import Payload
+from taskqueue.worker import Reject, Retry
+from taskqueue.workitem import Workitem, worker_queue
+
+__all__ = ["Answer", "call", "caller"]
+
+log = logging.getLogger(__name__)
+Handle = Callable[[Workitem], "Answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker process says of a workitem: JSON, and the bytes of its result.
+
+    meta: one of
+        "done", content type or None for no result, [[queue, content type, body as text of latin-1], ...]
+        "failed", error, traceback, content type
+        "retry", seconds, reason
+        "reject", reason
+        "malformed", detail
+    """
+
+    meta: tuple[Any, ...]
+    payload: bytes = b""
+
+
+def caller(worker: Any) -> Handle:
+    """How `worker` is called: `handle_task(body)`, or the older form with four arguments."""
+    signature = inspect.signature(worker.handle_task)
+    positional = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    if len(positional) == 4:
+        return lambda workitem: _call_older(worker.handle_task, workitem)
+    return lambda workitem: _call(worker.handle_task, workitem)
+
+
+def _call(handle: Callable[[Any], Any], workitem: Workitem) -> Answer:
+    try:
+        body = formats.value(workitem.body, workitem.content_type)
+    except FormatError as error:
+        return Answer(("malformed", error.detail))
+    return _done(handle(body))
+
+
+def call(handle: Handle, workitem: Workitem) -> Answer:
+    """Call it; every exception becomes an answer."""
+    try:
+        return handle(workitem)
+    except Retry as retry:
+        return Answer(("retry", max(0.0, float(retry.after)), str(retry)))
+    except Reject as reject:
+        return Answer(("reject", reject.reason))
+    except BaseException as error:  # SystemExit and KeyboardInterrupt of a handler are its failures, too
+        lines = traceback.format_exception(error)
+        text = "".join(lines)
+        summary = "".join(traceback.format_exception_only(error)).strip()
+        result = formats.failed_result(workitem, summary, text)
+        return Answer(("failed", summary, text, result.content_type), result.body)
+
+
+def _done(value: Any, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:
+    if value is None and not none_is_a_result:
+        return Answer(("done", None, sends))
+    result: Payload = formats.payload(value)
+    return Answer(("done", result.content_type, sends), result.body)
+
+
+class OlderChannel:
+    """What the older form of `handle_task` gets as its channel.
+
+    It has no connection: what is published is stored together with the acknowledgement, once the handler returned.
+    """
+
+    def __init__(self, tag: int) -> None:
+        self._tag = tag
+        self.ending: Answer | None = None
+        self.sends: list[Any] = []
+
+    def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
+        """This workitem is done."""
+        self._end(delivery_tag, Answer(("done", None, ())))
+
+    def basic_nack(self, delivery_tag: int = 0, multiple: bool = False, requeue: bool = True) -> None:
+        """Try this workitem again in a second, or give it up."""
+        self._end(delivery_tag, Answer(("retry", 1.0, "requeued") if requeue else ("reject", "rejected by its worker")))
+
+    def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> None:
+        """Try this workitem again in a second, or give it up."""
+        self.basic_nack(delivery_tag, requeue=requeue)
+
+    def basic_publish(
+        self, exchange: str, routing_key: str, body: bytes | str, properties: Any = None, mandatory: bool = False
+    ) -> None:
+        """Publish to the queue `routing_key`, through the default exchange."""
+        if exchange:
+            raise Unsupported(f"exchange {exchange!r}: a worker publishes to queues, through the default exchange ''")
+        raw = body.encode() if isinstance(body, str) else bytes(body)
+        given = {
+            name: value
+            for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "priority", "timestamp")
+            if (value := getattr(properties, name, None)) is not None
+        }
+        given["headers"] = dict(getattr(properties, "headers", None) or {})
+        given["id"] = getattr(properties, "message_id", None) or ""
+        self.sends.append((routing_key, given, raw.decode("latin-1")))
+
+    def _end(self, tag: int, ending: Answer) -> None:
+        if tag not in (0, self._tag):
+            raise ValueError(f"unknown delivery tag {tag}")
+        self.ending = self.ending or ending
+
+
+def _call_older(handle: Callable[..., Any], workitem: Workitem) -> Answer:
+    from pika.spec import Basic, BasicProperties  # the older form is all that needs it here
+
+    channel = OlderChannel(1)
+    queue = worker_queue(workitem.type)
+    method = Basic.Deliver(
+        consumer_tag="taskqueue", delivery_tag=1, redelivered=workitem.attempt > 1, exchange="", routing_key=queue
+    )
+    properties = BasicProperties(
+        content_type=workitem.content_type or None,
+        content_encoding=workitem.content_encoding or None,
+        headers={**workitem.headers, "worker_type": workitem.type},
+        correlation_id=workitem.correlation_id or None,
+        reply_to=workitem.reply_to or None,
+        message_id=workitem.id,
+        delivery_mode=2,
+        timestamp=workitem.timestamp,
+        priority=workitem.priority,
+    )
+    value = handle(channel, method, properties, workitem.body)
+    if channel.ending is None:
+        raise FormatError("handle_task returned without having acknowledged")
+    if channel.ending.meta[0] != "done":
+        return channel.ending
+    return _done(value, tuple(channel.sends), none_is_a_result=False)

@@ -1,0 +1,99 @@
+"""The framed protocol between manager, carrier and worker processes.
+
+A frame is kind, JSON and bytes.  Nothing that comes from a worker process is ever unpickled or trusted: a frame that
+is no frame raises ValueError, and its sender is killed.
+
+    carrier -> worker process   HELLO (and the shared memory), WORK, STOP
+    worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, LOG
+    manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE
+    carrier -> manager          UP, DOWN, KILL, DRAINED, LOG
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
+
+_HEAD = struct.Struct("!BII")
+MAX_FRAME = 1 << 28
+START_MARK = struct.Struct("=Q")
+"""What lies in the shared memory: the number of the hand-over that the worker process started last, or 0."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame says; the JSON of each is described where it is sent."""
+
+    HELLO = 1
+    WORK = 2
+    STOP = 3
+    READY = 4
+    BROKEN = 5
+    ENDED = 6
+    UNSTARTED = 7
+    LOG = 8
+    CONFIG = 9
+    PROCESS = 10
+    DIED = 11
+    RETIRE = 12
+    DRAIN = 13
+    STATE = 14
+    UP = 15
+    DOWN = 16
+    KILL = 17
+    DRAINED = 18
+
+
+def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:
+    """One frame.  Values of headers that JSON does not know (bytes, times) travel as text."""
+    text = json.dumps(meta, separators=(",", ":"), default=_text).encode()
+    return b"".join((_HEAD.pack(kind, len(text), len(payload)), text, payload))
+
+
+def _text(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+class Frames:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, Any, bytes]]:
+        """The frames that `data` completes.  Raises ValueError for what is no frame."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= _HEAD.size:
+                kind, meta_size, payload_size = _HEAD.unpack_from(buffer, start)
+                if meta_size + payload_size > MAX_FRAME:
+                    raise ValueError(f"a frame of {meta_size + payload_size} bytes")
+                middle = start + _HEAD.size + meta_size
+                end = middle + payload_size
+                if len(buffer) < end:
+                    break
+                meta = json.loads(buffer[start + _HEAD.size : middle])
+                payload = bytes(buffer[middle:end])
+                start = end
+                yield Kind(kind), meta, payload
+        except RecursionError:
+            raise ValueError("a frame that nests too deep") from None
+        finally:
+            del buffer[:start]
+
+
+def inherited_socket(argv: Sequence[str]) -> socket.socket:
+    """The socket whose descriptor the parent named in `argv`; this process' own children don't get it."""
+    number = int(argv[1])
+    os.set_inheritable(number, False)
+    return socket.socket(fileno=number)

@@ -1,0 +1,119 @@
+"""The manager's and the carrier's ends of the protocol, in an asyncio loop."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskqueue.process.protocol import Frames, Kind, pack
+
+__all__ = ["Wire"]
+
+
+class Wire:
+    """One end of a stream socket in an asyncio loop: frames both ways, and open files along with them.
+
+    Never blocks: what the other end does not take yet is kept.  `on_end` is called once, with the reason.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[Kind, Any, bytes], None],
+        on_end: Callable[[str], None],
+        *,
+        takes_files: bool = False,
+    ) -> None:
+        self._socket = sock
+        self._takes_files = takes_files  # from a worker process nothing is taken but bytes
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._frames = Frames()
+        self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._received: deque[int] = deque()
+        self._loop = asyncio.get_running_loop()
+        self.ended = ""
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self.read)
+
+    def send(self, kind: Kind, meta: Any = None, payload: bytes = b"", files: Sequence[int] = ()) -> None:
+        """Send a frame; `files` are duplicated to the other end, and closed here when they have left."""
+        if self.ended:
+            for file in files:
+                os.close(file)
+            return
+        idle = not self._outbox
+        self._outbox.append((memoryview(pack(kind, meta, payload)), files))
+        if idle:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._outbox:
+                data, files = self._outbox[0]
+                if files:
+                    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
+                    sent = self._socket.sendmsg([data], ancillary)
+                    for file in files:
+                        os.close(file)
+                else:
+                    sent = self._socket.send(data)
+                self._outbox.popleft()
+                if sent < len(data):
+                    self._outbox.appendleft((data[sent:], ()))
+            self._loop.remove_writer(self._socket)
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._write)
+        except OSError as error:
+            # The other end is gone.  What it still said is read before that is told.
+            self._loop.remove_writer(self._socket)
+            self._outbox.clear()
+            self.read()
+            self.close(error.strerror or "broken")
+
+    def take_file(self) -> int:
+        """The next open file that came with a frame; it is now the caller's."""
+        return self._received.popleft()
+
+    def read(self) -> None:
+        """Take up everything that has arrived."""
+        while not self.ended:
+            try:
+                if self._takes_files:
+                    data, files, _, _ = socket.recv_fds(self._socket, 1 << 18, 8)
+                    self._received.extend(files)
+                else:
+                    data = self._socket.recv(1 << 18)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.close(error.strerror or "broken")
+                return
+            if not data:
+                self.close("closed")
+                return
+            try:
+                for kind, meta, payload in self._frames.feed(data):
+                    self._on_frame(kind, meta, payload)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                self.close(f"nonsense: {error}")
+                return
+            if len(data) < 1 << 18:
+                return
+
+    def close(self, reason: str = "closed here") -> None:
+        """End it.  May be called twice."""
+        if self.ended:
+            return
+        self.ended = reason
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for file in self._received:
+            os.close(file)
+        self._on_end(reason)

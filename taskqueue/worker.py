@@ -1,0 +1,88 @@
+"""What plugin authors write against.
+
+    from taskqueue.worker import BaseWorker
+
+    class Worker(BaseWorker):
+        def handle_task(self, body):
+            return do_something_heavy(body)
+
+registered in the package's metadata as `'worker.plugins': ['workerext = extpackage.workerext:Worker.factory']`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["BaseWorker", "CurrentWorkitem", "Reject", "Retry"]
+
+
+class Retry(Exception):
+    """Raised by a handler: try this workitem again in `after` seconds.  Does not use up its `retries`."""
+
+    def __init__(self, after: float = 0.0, reason: str = "") -> None:
+        self.after = after
+        self.reason = reason
+        super().__init__(reason or f"again in {after:g} s")
+
+
+class Reject(Exception):
+    """Raised by a handler: this workitem will never work; give it up at once, without retries."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentWorkitem:
+    """The workitem that is being handled.
+
+    raw: its body as it lay in the queue.
+    id: the same over retries.
+    attempt: 1 at the first try.
+    reference: the business object that it is about, or empty.
+    """
+
+    raw: bytes
+    id: str
+    type: str
+    content_type: str
+    headers: Mapping[str, Any]
+    attempt: int
+    reference: str
+
+
+class BaseWorker:
+    """One worker; a worker process makes one through `factory` and keeps it.
+
+    settings: the options of the group's section of config.ini that taskqueue does not know; names in lower case.
+    workitem: the one that is being handled.
+    """
+
+    settings: Mapping[str, str] = MappingProxyType({})
+    workitem: CurrentWorkitem
+
+    @classmethod
+    def factory(cls) -> BaseWorker:
+        """Make the worker.  The entry point names this, or any other callable without parameters."""
+        return cls()
+
+    def setup(self) -> None:
+        """Called once in each worker process, before the first workitem; settings are there."""
+
+    def handle_task(self, body: Any) -> Any:
+        """Handle one workitem; what it returns is its result.
+
+        `body` is the JSON value, the str or the bytes, by the workitem's content type.  It may be handed the same
+        workitem more than once (after a crash, a lost connection, a retry), so its effects should bear that.
+
+        The older form `handle_task(self, channel, method, header, body)` is called with bytes and must acknowledge
+        by `channel.basic_ack(method.delivery_tag)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no handle_task")
+
+    def teardown(self) -> None:
+        """Called once before the worker process ends in good order."""

@@ -1,0 +1,76 @@
+"""The unit of work, as a value."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+__all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "worker_queue"]
+
+INCOMING = "taskqueue"
+"""The queue that producers publish to and the dispatcher reads."""
+DEAD_LETTERS = "taskqueue.dead"
+"""The queue of workitems that were given up."""
+DROPPED = "taskqueue.dropped"
+"""Where a broker puts what it gives up by itself; the dispatcher makes dead letters of it."""
+FORMAT_VERSION = 1
+"""The version of the wire format that this release writes and the newest that it reads."""
+
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def is_type(name: str) -> bool:
+    """Whether `name` may be a worker type: one that is safe in queue, file and section names."""
+    return _TYPE.fullmatch(name) is not None
+
+
+def worker_queue(type: str) -> str:
+    """The queue in which workitems for workers of `type` wait."""
+    return f"worker_{type}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workitem:
+    """One piece of work, with the properties that travel with it.
+
+    Results and dead letters are workitems as well: whoever reads their queue takes them up.
+
+    id: stays the same over retries, crashes, delays and requeues.
+    type: the worker type that it needs; empty until a dispatcher has parsed it.
+    body: as it lies in the queue, never opened outside `taskqueue.formats`.
+    headers: what the producer and the dispatcher set; names are str.
+    expiration: seconds after which it is not worth doing any more, counted anew in every queue.
+    timestamp: POSIX seconds, as the producer set it.
+    priority: 0 to 255, larger first, where the queue orders by priority.
+    reference: the business object that it is about.
+    attempt: 1 at first; one more after every attempt that counted (failed, crashed, timed out).
+    crashes: how often it took its worker process down.
+    failures: how many of its retries are used up.
+    due: POSIX seconds before which it must not be started.
+    others: further AMQP properties (`type`, `app_id`, `user_id`, `cluster_id`), kept as they came.
+    """
+
+    body: bytes
+    id: str = ""
+    type: str = ""
+    content_type: str = ""
+    content_encoding: str = ""
+    headers: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    correlation_id: str = ""
+    reply_to: str = ""
+    expiration: float | None = None
+    timestamp: int | None = None
+    priority: int | None = None
+    reference: str = ""
+    attempt: int = 1
+    crashes: int = 0
+    failures: int = 0
+    due: float | None = None
+    others: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def named(self) -> Workitem:
+        """This workitem with an id: its own, or a new one where it has none."""
+        return self if self.id else replace(self, id=uuid.uuid4().hex)

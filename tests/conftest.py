@@ -1,0 +1,81 @@
+"""Fixtures for tests against real servers and real installations."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from installations import Installation
+from servers import MissingService, RabbitMQ
+
+SERVICES = {"rabbitmq", "start_rabbitmq"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, so that `make check` can leave them out."""
+    for item in items:
+        if SERVICES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.services)
+
+
+def missing(reason: MissingService) -> NoReturn:
+    """Skip a test for want of a service; fail it where all services are required."""
+    if os.environ.get("TASKQUEUE_REQUIRE_SERVICES") == "1":
+        pytest.fail(str(reason), pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """The RabbitMQ that all tests share, each in a virtual host of its own.  Leave it running."""
+    try:
+        server = RabbitMQ()
+    except MissingService as reason:
+        missing(reason)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def start_rabbitmq() -> Iterator[Callable[..., RabbitMQ]]:
+    """Start one more RabbitMQ, which may be stopped, killed and configured: arguments as of RabbitMQ."""
+    servers: list[RabbitMQ] = []
+
+    def start(**settings: Sequence[str]) -> RabbitMQ:
+        try:
+            servers.append(RabbitMQ(**settings))
+        except MissingService as reason:
+            missing(reason)
+        servers[-1].start()
+        return servers[-1]
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.close()
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ) -> str:
+    """The URL of a virtual host that no other test uses."""
+    return rabbitmq.url(rabbitmq.vhost())
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    """This project and the tests' plugins, installed for every user of the machine."""
+    directory = Path(tempfile.mkdtemp(prefix="taskqueue-", dir="/tmp"))  # not TMPDIR, which may be private
+    try:
+        directory.chmod(0o755)
+        yield Installation(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

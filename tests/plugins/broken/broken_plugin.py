@@ -1,0 +1,3 @@
+"""A plugin that can't be imported."""
+
+raise ImportError("broken on purpose")
