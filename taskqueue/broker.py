@@ -119,21 +119,25 @@ class Consumer(Protocol):
     async def receive(self, *, limit: int) -> list[Delivery]:
         """Wait until at least one workitem is due, then lend up to `limit`.
 
-        Order: first sent, first lent; by priority where the queue has it.
+        Order: first sent, first lent; by priority where the queue has it.  Cancelling it loses nothing.  Raises
+        BrokerError once the consumer is closed.
         """
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         """End deliveries: store what their outcomes imply (`taskqueue.outcome.effects`), then let them go.
 
-        False where a delivery no longer counted: somebody else has it now, and nothing of it was kept that the
-        broker could still take back.
+        False where a delivery no longer counted: it was settled before, or somebody else has it now, and nothing of
+        it was kept that the broker could still take back.
         """
 
     def resize(self, reserve: int) -> None:
         """How many deliveries may be lent at a time.  A broker that lends only on `receive` ignores it."""
 
     async def pause(self) -> None:
-        """Lend nothing new until the next `receive`; what was lent and not received yet is given back."""
+        """Lend nothing new until the next `receive`; what was lent and not received yet is given back.
+
+        A `receive` that is waiting goes on to wait, and counts as the next one.
+        """
 
     async def close(self) -> None:
         """Give back everything that is not settled.  May be called twice."""

@@ -13,35 +13,48 @@ import daemon
 from taskqueue.errors import TaskQueueError
 from taskqueue.process.spawn import Account
 
-__all__ = ["AlreadyRunning", "background", "become", "pid_file"]
+__all__ = ["PidFileError", "background", "become", "pid_file", "write_pid"]
 
 
-class AlreadyRunning(TaskQueueError):
-    """Another process holds the pid file."""
+class PidFileError(TaskQueueError):
+    """Another process holds the pid file, or it can't be made."""
 
 
 @contextlib.contextmanager
 def pid_file(path: Path | None) -> Iterator[int | None]:
     """Hold the pid file `path`; yields its descriptor.  `write_pid` writes to it, once in the background.
 
-    It is held by a lock, which ends with its holder: a stale file stops nobody.  Raises AlreadyRunning, OSError.
+    It is held by a lock, which ends with its holder: a stale file stops nobody.  Raises PidFileError.
     """
     if path is None:
         yield None
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path = path.absolute()  # the background has another current directory
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise AlreadyRunning(f"{path}: held by process {other or 'unknown'}: it runs already") from None
+        descriptor = _lock(path)
+    except OSError as error:
+        raise PidFileError(f"pid file {path}: {error.strerror}") from None
     try:
         yield descriptor
     finally:
         with contextlib.suppress(OSError):  # after a change of user the directory may be closed to us: it is stale then
             path.unlink()
         os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise PidFileError(f"pid file {path}: held by process {other or 'unknown'}: it runs already") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its last holder removed it between our two steps
 
 
 def write_pid(descriptor: int | None) -> None:

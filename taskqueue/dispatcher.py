@@ -45,7 +45,6 @@ class Dispatcher:
         self._config = config
         self._broker: Broker = connect(broker_options(config))
         self._types: set[str] = set()
-        self._made = 0
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then settle what was taken.  Raises what went wrong inside."""
@@ -104,11 +103,11 @@ class Dispatcher:
 
     async def _first_seen(self, forward: Forward) -> Outcome:
         """Make the queue of a type, so that nothing is lost before its first worker is installed."""
-        type = forward.workitem.type
-        if self._made < self._config.max_types:
-            self._made += await self._broker.declare(worker_queue(type))
+        type, most = forward.workitem.type, self._config.max_types
+        if len(self._types) < most:
+            await self._broker.declare(worker_queue(type))
         elif not await self._broker.exists(worker_queue(type)):
-            return Dead("too many types", f"{self._made} queues have been made for types; max_types allows no more")
+            return Dead("too many types", f"max_types ({most}) allows no queue for one more type")
         self._types.add(type)
         return forward
 

@@ -19,7 +19,7 @@ _SYSLOG = Path("/dev/log")
 
 def set_up(config: Config, *, name: str, foreground: bool, verbosity: int = 0) -> None:
     """Log as the configuration's `logging.config` sections say; without them to the standard error in the foreground,
-    else to syslog.
+    else to syslog.  May be called again, with another configuration.
 
     verbosity: levels by which more (positive) or less is logged than the configuration says.
     """
@@ -40,4 +40,4 @@ def set_up(config: Config, *, name: str, foreground: bool, verbosity: int = 0) -
     else:
         handler = logging.NullHandler()
     level = logging.getLevelName(config.log_level.upper()) - 10 * verbosity
-    logging.basicConfig(level=max(logging.DEBUG, level), handlers=[handler])
+    logging.basicConfig(level=max(logging.DEBUG, level), handlers=[handler], force=True)

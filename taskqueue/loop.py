@@ -76,13 +76,12 @@ class Loop:
                     ended.delivery.queue,
                     type(ended.outcome).__name__,
                 )
-        self._changed.set()
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._fault = task.exception()  # run raises it: a daemon that can't settle must not go on in silence
-            self._changed.set()
+        self._changed.set()
 
     def resize(self, reserve: int) -> None:
         """Hold up to `reserve` deliveries from now on."""

@@ -12,8 +12,8 @@ import os
 import pwd
 import random
 import signal
-import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from taskqueue.config import Config, Group, check_users, effective_user, load, s
 from taskqueue.errors import ConfigError, PluginError
 from taskqueue.plan import Child, Deaths, Start, Stop, died, is_failing, plan, process_of, want
 from taskqueue.plugins import discover
-from taskqueue.process.protocol import Kind
-from taskqueue.process.spawn import Account, account, everything_of, how_it_ended, spawn
+from taskqueue.process.protocol import CANNOT_BOOT, Kind
+from taskqueue.process.spawn import Account, account, ended, everything_of, how_it_ended, spawn
 from taskqueue.process.wire import Wire
 
 __all__ = ["WorkerPool"]
@@ -61,12 +61,20 @@ class WorkerPool:
     """One worker manager.
 
     path, url: where the configuration is; what goes before its url.
-    up: called once, when everything has been started.
+    set_up_log: called with each configuration before it is used.
     """
 
-    def __init__(self, path: Path | None, *, url: str = "", clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        url: str = "",
+        set_up_log: Callable[[Config], None] = lambda config: None,
+        clock: Clock = SYSTEM,
+    ) -> None:
         self._path = path
         self._url = url
+        self._set_up_log = set_up_log
         self._clock = clock
         self._root = os.geteuid() == 0
         self.config = Config()
@@ -83,6 +91,7 @@ class WorkerPool:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
         plugins, problems = discover()
         config = load(self._path, plugins, url=self._url)
+        self._set_up_log(config)
         for warning in (*problems, *config.warnings, *check_users(config, root=self._root)):
             log.warning("%s", warning)
         self.config = config
@@ -119,10 +128,16 @@ class WorkerPool:
         log.info("stopping%s", ": what runs is killed, and will run again" if hard else "")
         patience = 0.0 if hard else max((p.group.stop_timeout for p in self._processes.values()), default=0.0)
         self._killing_at = self._clock.monotonic() + patience + GRACE
+        self._drain(hard=hard)
+        self._wake.set()
+
+    def _drain(self, *, hard: bool) -> None:
+        """Have the carrier end, and all worker processes with it."""
         if self._carrier is not None:
             self._carrier.draining = True
             self._carrier.wire.send(Kind.DRAIN, {"hard": hard})
-        self._wake.set()
+            for process in self._processes.values():
+                process.stopping = True
 
     def reload(self) -> None:
         """Read the configuration again; an invalid one changes nothing."""
@@ -139,8 +154,7 @@ class WorkerPool:
         self._complaints.clear()
         if self._carrier is not None and self._carrier.settings != self._carrier_settings():
             log.info("the connection's settings have changed: the carrier is replaced")
-            self._carrier.draining = True
-            self._carrier.wire.send(Kind.DRAIN, {"hard": False})
+            self._drain(hard=False)
         self._wake.set()
 
     def log_state(self) -> None:
@@ -163,7 +177,7 @@ class WorkerPool:
     def _reap(self) -> None:
         now = self._clock.monotonic()
         for pid, process in list(self._processes.items()):
-            returncode = process.popen.poll()
+            returncode = ended(process.popen)
             if returncode is None:
                 continue
             del self._processes[pid]
@@ -180,17 +194,18 @@ class WorkerPool:
                 self._deaths[key] = after
                 if is_failing(after, now=now) and not is_failing(before, now=now):
                     log.error("group %s is failing: its worker processes don't stay up", process.group.name)
-            explained = process.stopping or process.group.name in self._complaints
+            explained = process.stopping or (returncode == CANNOT_BOOT and not process.up)  # the carrier says why
             log.log(
                 logging.INFO if explained else logging.WARNING,
                 "worker process %d of %s died: %s", pid, process.group.name, how,
             )  # fmt: skip
         carrier = self._carrier
-        if carrier is not None and carrier.popen.poll() is not None:
+        if carrier is not None and ended(carrier.popen) is not None:
             self._carrier_ended(carrier, now)
 
     def _carrier_ended(self, carrier: _Carrier, now: float) -> None:
         how = how_it_ended(carrier.popen.returncode)
+        loop = asyncio.get_running_loop()
         carrier.wire.read()
         carrier.wire.close("dead")
         self._carrier = None
@@ -202,10 +217,10 @@ class WorkerPool:
                 carrier.popen.pid, how,
             )  # fmt: skip
             self._carrier_deaths = died(self._carrier_deaths, started=carrier.started, now=now, jitter=random.random())
+        drained = carrier.popen.returncode == 0
         for process in self._processes.values():
-            if not process.stopping or how != "exit status 0":
-                process.stopping = True
-                everything_of(process.popen, signal.SIGKILL)
+            process.stopping = True
+            loop.call_later(GRACE if drained else 0.0, everything_of, process.popen, signal.SIGKILL)
 
     def _act(self) -> float | None:
         """Do what the plan says; the seconds after which to plan again."""
@@ -244,14 +259,17 @@ class WorkerPool:
         except PluginError as error:
             self._complain("carrier", f"the carrier can't be started: {error}")
             return False
-        carrier = _Carrier(popen=popen, wire=self._wire(sock), started=now, settings=settings)
+        wire = Wire(sock, self._heard, lambda reason: self._mute(popen))
+        carrier = _Carrier(popen=popen, wire=wire, started=now, settings=settings)
         carrier.wire.send(Kind.CONFIG, settings)
         self._carrier = carrier
         log.info("carrier %d started", popen.pid)
         return True
 
-    def _wire(self, sock: socket.socket) -> Wire:
-        return Wire(sock, self._heard, lambda reason: self._wake.set())
+    def _mute(self, carrier: subprocess.Popen[bytes]) -> None:
+        """The carrier is ending, or speaks nonsense."""
+        asyncio.get_running_loop().call_later(GRACE, everything_of, carrier, signal.SIGKILL)
+        self._wake.set()
 
     def _carrier_settings(self) -> dict[str, Any]:
         config = self.config
@@ -263,7 +281,7 @@ class WorkerPool:
                 "results_max_length": config.results_max_length,
                 "dead_retention": config.dead_retention,
             },
-            "log_level": config.log_level.upper(),
+            "log_level": logging.getLogger().level,
             "max_result": config.max_body,
             "user": service_user(config, root=self._root, exists=user_exists),
         }
@@ -309,17 +327,14 @@ class WorkerPool:
                     self._complaints.pop(process.group.name, None)
                     log.info("worker process %d of %s is ready", meta["pid"], process.group.name)
             case Kind.DOWN:
-                process = self._processes.get(meta["pid"])
-                if process is not None:
-                    name = process.group.name
-                    self._complain(name, f"plugin of group {name} does not load: {meta['error']}\n{meta['traceback']}")
+                name = meta["group"]
+                self._complain(name, f"plugin of group {name} does not load: {meta['error']}\n{meta['traceback']}")
             case Kind.KILL:
                 process = self._processes.get(meta["pid"])
                 if process is not None:
                     everything_of(process.popen, signal.SIGKILL)
             case Kind.DRAINED:
-                for process in self._processes.values():
-                    process.stopping = True
+                log.debug("the carrier has settled everything")
             case Kind.LOG:
                 logging.getLogger(str(meta[0])).log(int(meta[1]), "%s", meta[2])
             case _:
@@ -331,8 +346,6 @@ class WorkerPool:
         """While stopping: wait for the carrier, then for what is left; the seconds after which to look again."""
         assert self._killing_at is not None
         left = self._killing_at - self._clock.monotonic()
-        if self._carrier is None and self._processes:
-            left = min(left, GRACE)
         if left <= 0:
             log.error("what did not end is killed")
             self._kill_everything()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import tempfile
@@ -12,8 +13,17 @@ from typing import NoReturn
 import pytest
 from installations import Installation
 from servers import MissingService, RabbitMQ
+from system import System
 
-SERVICES = {"rabbitmq", "start_rabbitmq"}
+SERVICES = {"amqp_url", "rabbitmq", "start_rabbitmq"}
+URLS = os.environ.get("TASKQUEUE_TEST_URLS", "").split()
+SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
+
+
+def pytest_configure() -> None:
+    """Apply the sabotage that a run is for (tests/sabotage)."""
+    if SABOTAGE:
+        importlib.import_module(f"sabotage.{SABOTAGE}").apply()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,8 +75,11 @@ def start_rabbitmq() -> Iterator[Callable[..., RabbitMQ]]:
 
 
 @pytest.fixture
-def amqp_url(rabbitmq: RabbitMQ) -> str:
+def amqp_url(request: pytest.FixtureRequest) -> str:
     """The URL of a virtual host that no other test uses."""
+    if URLS:  # of a run inside a test: its broker is used, too
+        return URLS.pop()
+    rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
     return rabbitmq.url(rabbitmq.vhost())
 
 
@@ -76,6 +89,16 @@ def installation() -> Iterator[Installation]:
     directory = Path(tempfile.mkdtemp(prefix="taskqueue-", dir="/tmp"))  # not TMPDIR, which may be private
     try:
         directory.chmod(0o755)
-        yield Installation(directory)
+        made = Installation(directory)
+        if SABOTAGE:
+            made.sabotage(SABOTAGE)
+        yield made
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def system(installation: Installation, amqp_url: str) -> Iterator[System]:
+    """Real daemons, in a virtual host and a directory of their own."""
+    with System(installation, amqp_url) as system:
+        yield system

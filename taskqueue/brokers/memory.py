@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import queue as queues
@@ -13,10 +14,14 @@ from dataclasses import replace
 
 from taskqueue.broker import Broker, Capabilities, Consumer, Delivery, Ended, Lease, Options, Producer
 from taskqueue.clock import SYSTEM, Clock
+from taskqueue.errors import BrokerError
 from taskqueue.outcome import effects
 from taskqueue.workitem import DROPPED, Workitem, worker_queue
 
 __all__ = ["MemoryBroker", "open_broker"]
+
+_Item = tuple[int, int, float, Workitem]
+"""Place by priority, place by order, POSIX seconds at which it expires, and what it is."""
 
 
 class MemoryBroker:
@@ -27,29 +32,32 @@ class MemoryBroker:
         self.clock = clock
         self.lock = threading.Lock()
         self._order = itertools.count()
-        self._waiting: dict[str, list[tuple[int, int, float, Workitem]]] = {}
+        self._waiting: dict[str, list[_Item]] = {}
         self._replies: dict[str, queues.SimpleQueue[Workitem]] = {}
         self._consumers: list[_MemoryConsumer] = []
 
-    def put(self, queue: str, workitem: Workitem, *, first: bool = False) -> bool:
-        """Store one workitem; False where `queue` is the reply queue of a client that left."""
+    def put(self, queue: str, workitem: Workitem) -> None:
+        """Store one workitem, unless `queue` is the reply queue of a client that left."""
         if queue.startswith("reply."):
             replies = self._replies.get(queue)
             if replies is not None:
                 replies.put(workitem)
-            return replies is not None
-        expires = float("inf") if workitem.expiration is None else self.clock.wall() + workitem.expiration
-        order = -next(self._order) if first else next(self._order)
-        heapq.heappush(self._waiting.setdefault(queue, []), (-(workitem.priority or 0), order, expires, workitem))
+            return
+        now = self.clock.wall()
+        expires = float("inf") if workitem.expiration is None else max(now, workitem.due or now) + workitem.expiration
+        self.put_back(queue, (-(workitem.priority or 0), next(self._order), expires, workitem))
+
+    def put_back(self, queue: str, item: _Item) -> None:
+        """Store what was taken, in its old place."""
+        heapq.heappush(self._waiting.setdefault(queue, []), item)
         for consumer in self._consumers:
             consumer.wake()
-        return True
 
-    def take(self, queue: str, limit: int) -> tuple[list[Workitem], float | None]:
+    def take(self, queue: str, limit: int) -> tuple[list[_Item], float | None]:
         """Up to `limit` due workitems, and the seconds until the next one is due, if one is known."""
         now = self.clock.wall()
-        later: list[tuple[int, int, float, Workitem]] = []
-        taken: list[Workitem] = []
+        later: list[_Item] = []
+        taken: list[_Item] = []
         waiting = self._waiting.setdefault(queue, [])
         while waiting and len(taken) < limit:
             item = heapq.heappop(waiting)
@@ -60,7 +68,7 @@ class MemoryBroker:
                 reason = {"x-death": [{"reason": "expired", "queue": queue}]}
                 self.put(DROPPED, replace(workitem, expiration=None, headers={**workitem.headers, **reason}))
             else:
-                taken.append(workitem)
+                taken.append(item)
         for item in later:
             heapq.heappush(waiting, item)
         soonest = min((item[3].due for item in waiting if item[3].due is not None), default=None)
@@ -129,7 +137,7 @@ class _MemoryConsumer:
         self._broker = broker
         self._queue = queue
         self._lease = Lease()
-        self._lent: dict[int, Delivery] = {}
+        self._lent: dict[int, _Item] = {}
         self._tags = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
@@ -140,20 +148,21 @@ class _MemoryConsumer:
 
     async def receive(self, *, limit: int) -> list[Delivery]:
         while True:
+            if self.closed:
+                raise BrokerError(f"queue {self._queue}: the consumer is closed")
             self._awake.clear()
             with self._broker.lock:
                 taken, wait = self._broker.take(self._queue, limit)
-                lent = [
-                    Delivery(workitem=workitem, queue=self._queue, tag=next(self._tags), lease=self._lease)
-                    for workitem in taken
-                ]
-                self._lent.update((delivery.tag, delivery) for delivery in lent)
+                lent = [self._lend(item) for item in taken]
             if lent:
                 return lent
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), wait)
-            except TimeoutError:
-                continue
+
+    def _lend(self, item: _Item) -> Delivery:
+        tag = next(self._tags)
+        self._lent[tag] = item
+        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease)
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         with self._broker.lock:
@@ -161,7 +170,7 @@ class _MemoryConsumer:
 
     def _settle(self, ended: Ended) -> bool:
         delivery = ended.delivery
-        if delivery.lease.lost or self._lent.pop(delivery.tag, None) is None:
+        if delivery.lease is not self._lease or (item := self._lent.pop(delivery.tag, None)) is None:
             return False
         todo = effects(
             delivery.workitem, ended.outcome, ended.rules, queue=delivery.queue, now=self._broker.clock.wall()
@@ -169,7 +178,7 @@ class _MemoryConsumer:
         for send in todo.sends:
             self._broker.put(send.queue, send.workitem)
         if not todo.ends:
-            self._broker.put(delivery.queue, delivery.workitem, first=True)
+            self._broker.put_back(delivery.queue, item)
         return True
 
     def resize(self, reserve: int) -> None:
@@ -183,8 +192,9 @@ class _MemoryConsumer:
             self.closed = True
             self._lease.lost = True
             lent, self._lent = self._lent, {}
-            for delivery in reversed(lent.values()):
-                self._broker.put(delivery.queue, delivery.workitem, first=True)
+            for item in lent.values():
+                self._broker.put_back(self._queue, item)
+        self.wake()
 
 
 def open_broker(options: Options) -> Broker:

@@ -14,7 +14,7 @@ from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Release, TimedOut
+from taskqueue.outcome import Outcome, Release
 from taskqueue.process.protocol import Kind
 from taskqueue.process.wire import Wire
 
@@ -23,6 +23,7 @@ __all__ = ["Carrier"]
 log = logging.getLogger(__name__)
 
 MUTE_FOR = 5.0  # seconds that a worker process may take to end after it has closed its socket
+LOG_BACKLOG = 1 << 22  # bytes: what worker processes log beyond what the manager takes is dropped, not piled up
 
 
 class ToManager(logging.Handler):
@@ -47,6 +48,7 @@ class Carrier:
         self._options: dict[str, Any] = {}
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._draining: asyncio.Task[None] | None = None
+        self._unsaid = 0
         self._manager = Wire(sock, self._told, self._orphaned, takes_files=True)
 
     async def run(self) -> None:
@@ -97,33 +99,32 @@ class Carrier:
             "entry_point": group.entry_point,
             "settings": group.settings,
             "log_level": self._options["log_level"],
+            "max_result": self._options["max_result"],
         }
         process = WorkerProcess(pid, group, sock, hello, self, self._clock)
         self._processes[pid] = process
         if group.type not in self._lanes:
             assert self._broker is not None
-            self._lanes[group.type] = Lane(
-                group.type, self._broker, self._clock, max_result=self._options["max_result"]
-            )
+            self._lanes[group.type] = Lane(group.type, self._broker, self._clock)
         self._lanes[group.type].processes.append(process)
 
     def _retire(self, process: WorkerProcess) -> None:
         """Let it finish within its group's stop timeout; then what it runs is released, and runs again elsewhere."""
         if process.retiring:
             return
-        loop = asyncio.get_running_loop()
-        loop.call_later(process.group.stop_timeout, self._out_of_patience, process)
+        timeout = process.group.stop_timeout
+        why = f"did not finish within stop_timeout of {timeout:g} s"
+        asyncio.get_running_loop().call_later(timeout, self._out_of_patience, process, why)
         self._lanes[process.group.type].retire(process)
 
-    def _out_of_patience(self, process: WorkerProcess) -> None:
+    def _out_of_patience(self, process: WorkerProcess, why: str) -> None:
         if self._processes.get(process.pid) is process:
             if process.load:
                 log.warning(
-                    "worker process %d of %s did not finish within stop_timeout of %g s: killed; "
-                    "what it ran is released, and will run again",
-                    process.pid, process.group.name, process.group.stop_timeout,
+                    "worker process %d of %s %s: killed; what it ran is released, and will run again",
+                    process.pid, process.group.name, why,
                 )  # fmt: skip
-            process.condemned = process.condemned or Release()
+            process.condemn(Release())
             self._kill(process)
 
     def _kill(self, process: WorkerProcess) -> None:
@@ -133,7 +134,7 @@ class Carrier:
         for process in list(self._processes.values()):
             self._retire(process)
             if hard:
-                self._out_of_patience(process)
+                self._out_of_patience(process, "is not waited for")
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drained())
             self._draining.add_done_callback(lambda task: task.result())
@@ -156,15 +157,22 @@ class Carrier:
         self._lanes[process.group.type].ready(process)
 
     def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
-        self._manager.send(Kind.DOWN, {"pid": process.pid, "error": error, "traceback": traceback})
+        # With the name: the manager may know of its death before this arrives.
+        self._manager.send(Kind.DOWN, {"group": process.group.name, "error": error, "traceback": traceback})
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, meta: Sequence[Any], payload: bytes) -> None:
-        self._lanes[process.group.type].ended(process, delivery, meta, payload)
+    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        self._lanes[process.group.type].ended(process, delivery, outcome, seconds)
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self._lanes[process.group.type].unstarted(process, deliveries)
 
     def said(self, process: WorkerProcess, name: str, level: int, text: str) -> None:
+        if self._manager.backlog > LOG_BACKLOG:
+            self._unsaid += 1
+            return
+        if self._unsaid:
+            log.warning("%d log records of worker processes were dropped: there were too many", self._unsaid)
+            self._unsaid = 0
         self._manager.send(Kind.LOG, [f"worker.{process.group.name}", level, f"{process.pid} {name}: {text}"])
 
     def mute(self, process: WorkerProcess, reason: str) -> None:
@@ -184,5 +192,4 @@ class Carrier:
             "worker process %d of %s runs into its time limit of %g s: killed",
             process.pid, process.group.name, process.group.time_limit,
         )  # fmt: skip
-        process.condemned = TimedOut(process.group.time_limit)
         self._kill(process)

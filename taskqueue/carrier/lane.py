@@ -8,15 +8,14 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 from taskqueue.broker import Broker, Delivery
 from taskqueue.carrier.pace import batch_size, depth, mean_run_time, reserve
-from taskqueue.carrier.verdicts import after_answer, after_death
+from taskqueue.carrier.verdicts import after_death
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import Clock
 from taskqueue.loop import Loop
-from taskqueue.outcome import Release
+from taskqueue.outcome import Outcome, Release
 from taskqueue.workitem import worker_queue
 
 __all__ = ["Lane"]
@@ -30,12 +29,11 @@ PAUSE_AFTER = 2.0  # seconds without a worker process: time to replace one, not 
 class Lane:
     """Receives from the queue of `type` while there is a worker process for it, and gives it all back when not."""
 
-    def __init__(self, type: str, broker: Broker, clock: Clock, *, max_result: int) -> None:
+    def __init__(self, type: str, broker: Broker, clock: Clock) -> None:
         self.type = type
         self.processes: list[WorkerProcess] = []
         self.run_time: float | None = None
         self._clock = clock
-        self._max_result = max_result
         self._waiting: deque[Delivery] = deque()
         self._reserve = 1
         self._resized = clock.monotonic()
@@ -48,20 +46,23 @@ class Lane:
     @property
     def usable(self) -> list[WorkerProcess]:
         """The worker processes that may get work."""
-        return [p for p in self.processes if p.is_ready and not p.retiring and p.condemned is None]
+        return [process for process in self.processes if process.usable]
 
     async def _take(self, deliveries: list[Delivery]) -> None:
-        self._waiting.extend(deliveries)
-        self.feed()
+        if self._receiving is None:  # it was stopped while these were on their way
+            self._give_to_others(deliveries)
+        else:
+            self._waiting.extend(deliveries)
+            self.feed()
 
     def feed(self) -> None:
-        """Hand over what waits: to whom has least, as much as is done in a few milliseconds."""
+        """Hand over what waits, a few milliseconds' worth at a time: to whom has least, and had none for longest."""
         deep = depth(self.run_time)
         while self._waiting:
-            free = [p for p in self.usable if p.load <= deep // 2]
+            free = [p for p in self.usable if p.load <= deep // 2 and not p.is_long]
             if not free:
                 return
-            process = min(free, key=lambda p: p.load)
+            process = min(free, key=lambda p: (p.load, p.last))
             room = min(deep - process.load, -(-len(self._waiting) // len(free)))
             sizes = [len(delivery.workitem.body) for delivery in islice(self._waiting, room)]
             batch = [self._waiting.popleft() for _ in range(batch_size(sizes, room))]
@@ -72,22 +73,14 @@ class Lane:
             if held:
                 process.hand_over(held)
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, meta: Sequence[Any], payload: bytes) -> None:
-        """A worker process is through with `delivery`: `meta` is number, run time in seconds, answer."""
-        seconds = float(meta[1])
-        outcome = after_answer(
-            delivery.workitem,
-            process.group,
-            meta[2:],
-            payload,
-            max_result=self._max_result,
-            jitter=random.random(),
-        )
+    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        """A worker process is through with `delivery`, which ran for `seconds`."""
+        first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
         self.loop.end(delivery, outcome, process.group.rules)
         self._stop_if_retired(process)
         self.feed()
-        self.adjust()
+        self.adjust(at_once=first)
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These go to others, in their old order, before all that wait."""
@@ -123,11 +116,11 @@ class Lane:
     def died(self, process: WorkerProcess, how: str) -> None:
         """A worker process is dead: the one workitem that ran is blamed, the rest goes to others."""
         self.processes.remove(process)
-        blamed, rest = process.bury()
+        blamed, condemned, rest = process.bury()
         self._give_to_others(rest)
         if blamed is not None:
             workitem = blamed.workitem
-            outcome = after_death(workitem, process.group, how, process.condemned, jitter=random.random())
+            outcome = after_death(workitem, process.group, how, condemned, jitter=random.random())
             log.warning(
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,
@@ -183,6 +176,8 @@ class Lane:
 
     async def drained(self) -> None:
         """Wait until everything that was taken is settled."""
+        if self._pausing is not None:
+            await self._pausing
         await self.loop.settled_all()
 
     def state(self) -> str:

@@ -8,30 +8,26 @@ from typing import Any
 from taskqueue import formats
 from taskqueue.config import Group
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
+from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
 
 __all__ = ["after_answer", "after_death"]
 
 
-def after_answer(
-    workitem: Workitem, group: Group, answer: Sequence[Any], payload: bytes, *, max_result: int, jitter: float
-) -> Outcome:
+def after_answer(workitem: Workitem, group: Group, answer: Sequence[Any], payload: bytes, *, jitter: float) -> Outcome:
     """The outcome of an answer (`taskqueue.process.calling.Answer.meta`).
 
-    max_result: bytes; a broker ends the channel for a message that it finds too long.
-    jitter: 0 to 1.  Raises ValueError, TypeError or IndexError for what is no answer.
+    jitter: 0 to 1.  Raises ValueError or TypeError for what is no answer: nothing of it reaches the broker unchecked.
     """
     match answer:
-        case ["done" | "failed", *_] if len(payload) > max_result:
-            return _failed(workitem, group, f"its result of {len(payload)} bytes is longer than {max_result}", jitter)
-        case ["done", None, sends]:
+        case ["done", None, [*sends]]:
             return Done(None, tuple(_send(*send) for send in sends))
-        case ["done", str(content_type), sends]:
-            return Done(Payload(payload, content_type), tuple(_send(*send) for send in sends))
+        case ["done", str(content_type), [*sends]]:
+            return Done(Payload(payload, _short(content_type)), tuple(_send(*send) for send in sends))
         case ["failed", str(error), str(traceback), str(content_type)]:
-            return _failed(workitem, group, error, jitter, traceback, Payload(payload, content_type))
-        case ["retry", float() | int() as seconds, str(reason)]:
+            return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)))
+        case ["retry", float() | int() as seconds, str(reason)] if 0 <= seconds <= LONGEST_DELAY:
             return Retry(float(seconds), reason, "attempt")
         case ["reject", str(reason)]:
             return Dead("rejected", reason, formats.failed_result(workitem, f"rejected: {reason}", ""))
@@ -60,12 +56,10 @@ def after_death(
             return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", ""))
 
 
-def _failed(
-    workitem: Workitem, group: Group, error: str, jitter: float, traceback: str = "", result: Payload | None = None
-) -> Outcome:
+def _failed(workitem: Workitem, group: Group, error: str, jitter: float, traceback: str, result: Payload) -> Outcome:
     if workitem.failures < group.retries:
         return _retry(workitem, group, error, jitter)
-    return Failed(error, traceback, result or formats.failed_result(workitem, error, traceback))
+    return Failed(error, traceback, result)
 
 
 def _retry(workitem: Workitem, group: Group, error: str, jitter: float) -> Retry:
@@ -74,4 +68,19 @@ def _retry(workitem: Workitem, group: Group, error: str, jitter: float) -> Retry
 
 
 def _send(queue: Any, properties: Any, body: Any) -> Send:
-    return Send(str(queue), Workitem(body=str(body).encode("latin-1"), **properties))
+    """What the older form of handler published: queue, properties, and the body as text of latin-1."""
+    rest = dict(properties)
+    headers = {str(name): value for name, value in dict(rest.pop("headers", {})).items()}
+    numbers = {name: rest.pop(name, None) for name in ("priority", "timestamp")}
+    for name, most in (("priority", 255), ("timestamp", 1 << 60)):
+        if numbers[name] is not None and not 0 <= int(numbers[name]) <= most:
+            raise ValueError(f"a {name} of {numbers[name]}")
+    texts: dict[str, Any] = {name: _short(value) for name, value in rest.items()}
+    return Send(_short(queue), Workitem(body=str(body).encode("latin-1"), headers=headers, **numbers, **texts))
+
+
+def _short(text: Any) -> str:
+    """Text that fits where AMQP has one byte for its length."""
+    if not isinstance(text, str) or len(text.encode()) > 255:  # a lone surrogate is a ValueError, too
+        raise ValueError(f"{str(text)[:40]!r} is no short text")
+    return text

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 it failed, 2 usage, 6 configuration.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # A command says what matters by itself; daemons set up their log anew.
+    logging.basicConfig(level=logging.CRITICAL - 20 * args.verbose, format="taskqueue: %(message)s")
     try:
         status: int = args.run(args)
     except ConfigError as error:

@@ -6,22 +6,20 @@ import argparse
 import asyncio
 import logging
 import os
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from taskqueue import daemon, log
 from taskqueue.config import Config, load, service_user, user_exists
 from taskqueue.errors import ConfigError
-from taskqueue.process.spawn import account
-
-if TYPE_CHECKING:
-    from taskqueue.workerpool import WorkerPool
+from taskqueue.process.spawn import Account, account
 
 __all__ = ["add_parser"]
 
 logger = logging.getLogger(__name__)
+SetUpLog = Callable[[Config], None]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
@@ -39,35 +37,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parsers
 
 
-def _run(args: argparse.Namespace, name: str, config: Config, work: Callable[[], Awaitable[None]]) -> int:
-    try:
-        with daemon.pid_file(args.pid_file) as descriptor, daemon.background(descriptor, foreground=args.foreground):
-            log.set_up(config, name=name, foreground=args.foreground, verbosity=args.verbose - args.quiet)
-            try:
-                asyncio.run(_main(work))
-            except Exception:
-                logger.critical("the %s ends: it can't go on", name, exc_info=True)
-                return 1
-    except OSError as error:
-        if not args.pid_file:
-            raise
-        print(f"taskqueue: pid file {args.pid_file}: {error.strerror}", file=sys.stderr)
-        return 1
+def _run(
+    args: argparse.Namespace, name: str, config: Config, work: Callable[[SetUpLog], Coroutine[Any, Any, None]]
+) -> int:
+    set_up_log = partial(log.set_up, name=name, foreground=args.foreground, verbosity=args.verbose - args.quiet)
+    with daemon.pid_file(args.pid_file) as descriptor, daemon.background(descriptor, foreground=args.foreground):
+        set_up_log(config)
+        try:
+            asyncio.run(work(set_up_log))
+        except Exception:
+            logger.critical("the %s ends: it can't go on", name, exc_info=True)
+            return 1
     logger.info("ended")
     return 0
-
-
-async def _main(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
 
 
 def _dispatcher(args: argparse.Namespace) -> int:
     from taskqueue.dispatcher import Dispatcher  # the manager does not need a broker's client
 
     config = load(_path(args), {}, url=args.url)
+    user = _service_account(config)
 
-    async def work() -> None:
-        _become_service_user(config)
+    async def work(_: SetUpLog) -> None:
+        if user is not None and user.uid != os.geteuid():
+            daemon.become(user)  # it needs no rights at all
         await Dispatcher(config).run()
 
     return _run(args, "taskqueue-dispatcher", config, work)
@@ -79,8 +72,8 @@ def _workerpool(args: argparse.Namespace) -> int:
     # Found out before the background, so that whoever starts it sees what is wrong.
     config = load(_path(args), {}, url=args.url)
 
-    async def work() -> None:
-        pool: WorkerPool = WorkerPool(_path(args), url=args.url)
+    async def work(set_up_log: SetUpLog) -> None:
+        pool = WorkerPool(_path(args), url=args.url, set_up_log=set_up_log)
         pool.configure()
         await pool.run()
 
@@ -91,12 +84,10 @@ def _path(args: argparse.Namespace) -> Path | None:
     return Path(args.config).absolute() if args.config else None
 
 
-def _become_service_user(config: Config) -> None:
-    """A dispatcher needs no rights at all."""
+def _service_account(config: Config) -> Account | None:
+    """The user that a daemon without rights runs as; None: the one that started it.  Raises ConfigError."""
     name = service_user(config, root=os.geteuid() == 0, exists=user_exists)
-    if name:
-        user = account(name)
-        if user is None:
-            raise ConfigError(f"{config.path}: [taskqueue] user = {name!r}: there is no such user on this host")
-        if user.uid != os.geteuid():
-            daemon.become(user)
+    user = account(name) if name else None
+    if name and user is None:
+        raise ConfigError(f"{config.path}: [taskqueue] user = {name!r}: there is no such user on this host")
+    return user

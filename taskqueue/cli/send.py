@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--reference", default="", help="the business object that it is about, such as order:4711")
     parser.add_argument("--id", default="", help="its id (default: a new one)")
     parser.add_argument("--wait", action="store_true", help="print its result; exit status 1 if it failed")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer than that for results")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="with --wait: no longer than that")
     parser.set_defaults(run=lambda args: _run(args, parser))
     return parser
 
@@ -49,6 +49,10 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--count: expected a number from 1")
     if args.id and args.count > 1:
         parser.error("--id goes with one workitem only")
+    if len(args.id.encode(errors="surrogateescape")) > 255:
+        parser.error("--id: 255 bytes at most")
+    if args.timeout is not None and not (args.wait and args.timeout >= 0):
+        parser.error("--timeout: expected a number of seconds, and --wait")
     body = sys.stdin.buffer.read() if args.body == "-" else args.body.encode(errors="surrogateescape")
     config = load(Path(args.config) if args.config else None, {}, url=args.url)
     workitem = Workitem(

@@ -5,6 +5,7 @@ It has no connection and no secret: one socket, on which workitems come and outc
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import os
@@ -19,14 +20,13 @@ from typing import Any
 
 from taskqueue.plugins import load
 from taskqueue.process.calling import Answer, call, caller
-from taskqueue.process.protocol import START_MARK, Frames, Kind, inherited_socket, pack
+from taskqueue.process.protocol import CANNOT_BOOT, Frames, Kind, inherited_socket, pack
 from taskqueue.worker import CurrentWorkitem
 from taskqueue.workitem import Workitem
 
 __all__: list[str] = []
 
-CANNOT_BOOT = 3
-"""Exit status of a worker process whose plugin did not load."""
+LONGEST_LOG = 1 << 16  # characters of a log record
 
 
 class Line:
@@ -35,23 +35,23 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._sending = threading.Lock()
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._frames = Frames()
 
     def send(self, kind: Kind, meta: Any, payload: bytes = b"") -> None:
         """Send a frame.  A process that a handler forked must not speak here; its frames are left out."""
-        if os.getpid() == self._pid:
+        if os.getpid() == self.pid:
             with self._sending:
                 self._socket.sendall(pack(kind, meta, payload))
 
-    def hello(self) -> tuple[dict[str, Any], mmap.mmap]:
-        """The carrier's first words, and the memory that it shares."""
+    def hello(self) -> tuple[dict[str, Any], ctypes.c_uint64]:
+        """The carrier's first words, and the start mark in the memory that it shares."""
         data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
-        memory = mmap.mmap(files[0], mmap.PAGESIZE)
+        mark = shared_mark(files[0])
         os.close(files[0])
         while True:
             for _, meta, _ in self._frames.feed(data):
-                return meta, memory
+                return meta, mark
             data = self._receive()
 
     def frames(self) -> Iterator[tuple[Kind, Any, bytes]]:
@@ -66,6 +66,17 @@ class Line:
             return b""
 
 
+def shared_mark(file: int) -> ctypes.c_uint64:
+    """The number at the beginning of a shared file.  Not by the module mmap, which keeps a descriptor open."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return ctypes.c_uint64.from_address(address)
+
+
 class Forwarder(logging.Handler):
     """Hands log records to the carrier, which hands them to the manager: one log for all."""
 
@@ -75,22 +86,22 @@ class Forwarder(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._line.send(Kind.LOG, [record.name, record.levelno, self.format(record)])
-        except OSError:
+            self._line.send(Kind.LOG, [record.name, record.levelno, self.format(record)[:LONGEST_LOG]])
+        except Exception:  # as every handler of the standard library does: a log record must not fail a task
             self.handleError(record)
 
 
 def main() -> int:
     line = Line(inherited_socket(sys.argv))
-    hello, memory = line.hello()
+    hello, mark = line.hello()
     logging.basicConfig(level=hello["log_level"], handlers=[Forwarder(line)], format="%(message)s")
     try:
         worker = load(hello["entry_point"])()
         worker.settings = MappingProxyType(dict(hello["settings"]))
-        handle = caller(worker)
+        handle = caller(worker, hello["max_result"])
         if hasattr(worker, "setup"):
             worker.setup()
-    except BaseException as error:
+    except BaseException as error:  # SystemExit, too
         line.send(Kind.BROKEN, [f"{type(error).__name__}: {error}", traceback.format_exc()])
         return CANNOT_BOOT
     line.send(Kind.READY, None)
@@ -98,14 +109,20 @@ def main() -> int:
         if kind == Kind.STOP:
             break
         if kind == Kind.WORK:
-            work(line, memory, worker, handle, hello["type"], meta, payload)
+            work(line, mark, worker, handle, hello, meta, payload)
     if hasattr(worker, "teardown"):
         worker.teardown()
     return 0
 
 
 def work(
-    line: Line, memory: mmap.mmap, worker: Any, handle: Any, type: str, meta: dict[str, Any], bodies: bytes
+    line: Line,
+    mark: ctypes.c_uint64,
+    worker: Any,
+    handle: Any,
+    hello: dict[str, Any],
+    meta: dict[str, Any],
+    bodies: bytes,
 ) -> None:
     """Handle one batch.
 
@@ -113,14 +130,15 @@ def work(
     one runs.  What waited behind a long one is not started after `start_by`: the carrier gave it to others then.  The
     mark is set before the clock is read; so whatever starts in time is seen to have started.
     """
+    type, max_result = hello["type"], hello["max_result"]
     offset = 0
     items: Sequence[Any] = meta["items"]
     for position, (number, size, item) in enumerate(items):
         body = bodies[offset : offset + size]
         offset += size
-        START_MARK.pack_into(memory, 0, number)
+        mark.value = number
         if (position or not meta["idle"]) and time.monotonic() >= meta["start_by"]:
-            START_MARK.pack_into(memory, 0, 0)
+            mark.value = 0
             line.send(Kind.UNSTARTED, [number for number, _, _ in items[position:]])
             return
         started = time.monotonic()
@@ -134,12 +152,17 @@ def work(
             attempt=workitem.attempt,
             reference=workitem.reference,
         )
-        answer: Answer = call(handle, workitem)
+        answer: Answer = call(handle, workitem, max_result)
+        if os.getpid() != line.pid:  # a child that the handler forked came back: it is none of ours
+            os._exit(0 if answer.meta[0] == "done" else 1)
         line.send(Kind.ENDED, [number, time.monotonic() - started, *answer.meta], answer.payload)
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except (BrokenPipeError, ConnectionResetError):  # the carrier is gone: what was under way is done again
+        status = 0
     logging.shutdown()
     sys.stdout.flush()
     sys.exit(status)

@@ -11,14 +11,16 @@ from typing import Any
 
 from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
-from taskqueue.outcome import Payload
+from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
 from taskqueue.worker import Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["Answer", "call", "caller"]
+__all__ = ["LONGEST_DELAY", "Answer", "call", "caller"]
 
 log = logging.getLogger(__name__)
 Handle = Callable[[Workitem], "Answer"]
+
+LONGEST_DELAY = 10 * 365 * 86400.0  # seconds, for what a handler asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,11 @@ class Answer:
     payload: bytes = b""
 
 
-def caller(worker: Any) -> Handle:
-    """How `worker` is called: `handle_task(body)`, or the older form with four arguments."""
+def caller(worker: Any, max_result: int) -> Handle:
+    """How `worker` is called: `handle_task(body)`, or the older form with four arguments.
+
+    max_result: bytes of a result, or of what it publishes; the broker takes no more.
+    """
     signature = inspect.signature(worker.handle_task)
     positional = [
         parameter
@@ -47,39 +52,50 @@ def caller(worker: Any) -> Handle:
         and parameter.default is parameter.empty
     ]
     if len(positional) == 4:
-        return lambda workitem: _call_older(worker.handle_task, workitem)
-    return lambda workitem: _call(worker.handle_task, workitem)
+        return lambda workitem: _call_older(worker.handle_task, workitem, max_result)
+    return lambda workitem: _call(worker.handle_task, workitem, max_result)
 
 
-def _call(handle: Callable[[Any], Any], workitem: Workitem) -> Answer:
+def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int) -> Answer:
     try:
         body = formats.value(workitem.body, workitem.content_type)
     except FormatError as error:
         return Answer(("malformed", error.detail))
-    return _done(handle(body))
+    return _done(handle(body), max_result)
 
 
-def call(handle: Handle, workitem: Workitem) -> Answer:
+def call(handle: Handle, workitem: Workitem, max_result: int) -> Answer:
     """Call it; every exception becomes an answer."""
     try:
-        return handle(workitem)
-    except Retry as retry:
-        return Answer(("retry", max(0.0, float(retry.after)), str(retry)))
-    except Reject as reject:
-        return Answer(("reject", reject.reason))
+        try:
+            return handle(workitem)
+        except Retry as retry:
+            seconds = max(0.0, float(retry.after))
+            if not seconds <= LONGEST_DELAY:
+                raise ValueError(f"Retry: {retry.after!r} is no number of seconds to wait") from None
+            return Answer(("retry", seconds, str(retry)[:MAX_ERROR]))
+        except Reject as reject:
+            return Answer(("reject", str(reject.reason)[:MAX_ERROR]))
     except BaseException as error:  # SystemExit and KeyboardInterrupt of a handler are its failures, too
-        lines = traceback.format_exception(error)
-        text = "".join(lines)
-        summary = "".join(traceback.format_exception_only(error)).strip()
+        text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+        summary = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR]
         result = formats.failed_result(workitem, summary, text)
+        if len(result.body) > max_result:
+            result = Payload()
         return Answer(("failed", summary, text, result.content_type), result.body)
 
 
-def _done(value: Any, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:
+def _done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:
     if value is None and not none_is_a_result:
         return Answer(("done", None, sends))
     result: Payload = formats.payload(value)
+    _check_size("the result", result.body, max_result)
     return Answer(("done", result.content_type, sends), result.body)
+
+
+def _check_size(what: str, body: bytes, limit: int) -> None:
+    if len(body) > limit:
+        raise ValueError(f"{what} has {len(body)} bytes, more than max_body ({limit})")
 
 
 class OlderChannel:
@@ -88,8 +104,9 @@ class OlderChannel:
     It has no connection: what is published is stored together with the acknowledgement, once the handler returned.
     """
 
-    def __init__(self, tag: int) -> None:
+    def __init__(self, tag: int, max_body: int) -> None:
         self._tag = tag
+        self._max_body = max_body
         self.ending: Answer | None = None
         self.sends: list[Any] = []
 
@@ -112,6 +129,9 @@ class OlderChannel:
         if exchange:
             raise Unsupported(f"exchange {exchange!r}: a worker publishes to queues, through the default exchange ''")
         raw = body.encode() if isinstance(body, str) else bytes(body)
+        _check_size("what is published", raw, self._max_body)
+        if properties is not None:
+            properties.encode()  # raises what a real channel would raise
         given = {
             name: value
             for name in ("content_type", "content_encoding", "correlation_id", "reply_to", "priority", "timestamp")
@@ -119,7 +139,7 @@ class OlderChannel:
         }
         given["headers"] = dict(getattr(properties, "headers", None) or {})
         given["id"] = getattr(properties, "message_id", None) or ""
-        self.sends.append((routing_key, given, raw.decode("latin-1")))
+        self.sends.append((str(routing_key), given, raw.decode("latin-1")))
 
     def _end(self, tag: int, ending: Answer) -> None:
         if tag not in (0, self._tag):
@@ -127,10 +147,10 @@ class OlderChannel:
         self.ending = self.ending or ending
 
 
-def _call_older(handle: Callable[..., Any], workitem: Workitem) -> Answer:
+def _call_older(handle: Callable[..., Any], workitem: Workitem, max_result: int) -> Answer:
     from pika.spec import Basic, BasicProperties  # the older form is all that needs it here
 
-    channel = OlderChannel(1)
+    channel = OlderChannel(1, max_result)
     queue = worker_queue(workitem.type)
     method = Basic.Deliver(
         consumer_tag="taskqueue", delivery_tag=1, redelivered=workitem.attempt > 1, exchange="", routing_key=queue
@@ -151,4 +171,4 @@ def _call_older(handle: Callable[..., Any], workitem: Workitem) -> Answer:
         raise FormatError("handle_task returned without having acknowledged")
     if channel.ending.meta[0] != "done":
         return channel.ending
-    return _done(value, tuple(channel.sends), none_is_a_result=False)
+    return _done(value, max_result, tuple(channel.sends), none_is_a_result=False)

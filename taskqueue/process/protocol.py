@@ -19,10 +19,12 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
+__all__ = ["CANNOT_BOOT", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
 
 _HEAD = struct.Struct("!BII")
 MAX_FRAME = 1 << 28
+CANNOT_BOOT = 3
+"""Exit status of a worker process whose plugin did not load."""
 START_MARK = struct.Struct("=Q")
 """What lies in the shared memory: the number of the hand-over that the worker process started last, or 0."""
 

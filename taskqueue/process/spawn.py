@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from taskqueue.errors import PluginError
 
-__all__ = ["Account", "account", "environment", "everything_of", "how_it_ended", "spawn"]
+__all__ = ["Account", "account", "ended", "environment", "everything_of", "how_it_ended", "spawn"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAP_AMBIENT = 47
@@ -67,16 +68,18 @@ def spawn(module: str, user: Account, extra: Mapping[str, str]) -> tuple[subproc
     switch = user.uid != os.geteuid()
     if switch and os.geteuid() != 0:
         raise PluginError(f"user {user.name!r}: only root can start processes of other users")
-    if switch:
-        _check_reachable(user)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if switch:
+            _check_reachable(user)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise PluginError(f"user {user.name!r}: can't start a process: {error}") from None
     parent = os.getpid()
 
     def harden() -> None:
-        if user.uid != 0:
-            _drop_capabilities()
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
+        dropped = user.uid == 0 or _drop_capabilities()
+        tied = _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+        if not (dropped and tied) or os.getppid() != parent:
             os._exit(1)
 
     try:
@@ -102,8 +105,8 @@ def spawn(module: str, user: Account, extra: Mapping[str, str]) -> tuple[subproc
     return process, ours
 
 
-def _drop_capabilities() -> None:
-    """A change of uid drops all but the inheritable ones; drop these, too."""
+def _drop_capabilities() -> bool:
+    """A change of uid drops all but the inheritable ones; drop these, too.  True if there are none now."""
 
     class Header(ctypes.Structure):
         _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
@@ -113,7 +116,7 @@ def _drop_capabilities() -> None:
 
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     nothing = (Data * 2)()
-    _libc.capset(ctypes.byref(Header(_CAPABILITY_VERSION_3, 0)), nothing)
+    return bool(_libc.capset(ctypes.byref(Header(_CAPABILITY_VERSION_3, 0)), nothing) == 0)
 
 
 def _check_reachable(user: Account) -> None:
@@ -123,8 +126,6 @@ def _check_reachable(user: Account) -> None:
         for part in (*reversed(path.parents), path):
             status = part.stat()
             needed = 0o1 if part.is_dir() else 0o4
-            if user.uid == 0:
-                return
             if status.st_uid == user.uid:
                 allowed = status.st_mode >> 6
             elif status.st_gid in user.groups:
@@ -149,9 +150,22 @@ def how_it_ended(returncode: int) -> str:
 
 
 def everything_of(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to the process group of `process`, while it has not been waited for."""
+    """Send a signal to `process` and to its process group, while it has not been waited for."""
     if process.returncode is None:
-        try:
-            os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            process.send_signal(number)
+        for send in (os.killpg, os.kill):  # both: it may have left its group
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                send(process.pid, number)
+
+
+def ended(process: subprocess.Popen[bytes]) -> int | None:
+    """The returncode of `process` once it has ended, else None.
+
+    Where it did not end in good order, what it has left in its process group is killed: its work is done again.
+    """
+    if process.returncode is None:
+        end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is None:
+            return None
+        if (end.si_code, end.si_status) != (os.CLD_EXITED, 0):
+            everything_of(process, signal.SIGKILL)  # before it is reaped: its number can't be another's yet
+    return process.wait()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskqueue.process.protocol import Frames, Kind, pack
@@ -37,6 +36,8 @@ class Wire:
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._received: deque[int] = deque()
         self._loop = asyncio.get_running_loop()
+        self._waiting = False  # for the other end to take more
+        self.backlog = 0  # bytes that the other end has not taken yet
         self.ended = ""
         sock.setblocking(False)
         self._loop.add_reader(sock, self.read)
@@ -44,12 +45,11 @@ class Wire:
     def send(self, kind: Kind, meta: Any = None, payload: bytes = b"", files: Sequence[int] = ()) -> None:
         """Send a frame; `files` are duplicated to the other end, and closed here when they have left."""
         if self.ended:
-            for file in files:
-                os.close(file)
+            _close(files)
             return
-        idle = not self._outbox
         self._outbox.append((memoryview(pack(kind, meta, payload)), files))
-        if idle:
+        self.backlog += len(self._outbox[-1][0])
+        if len(self._outbox) == 1:
             self._write()
 
     def _write(self) -> None:
@@ -57,24 +57,30 @@ class Wire:
             while self._outbox:
                 data, files = self._outbox[0]
                 if files:
-                    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
-                    sent = self._socket.sendmsg([data], ancillary)
-                    for file in files:
-                        os.close(file)
+                    sent = socket.send_fds(self._socket, [data], files)
+                    _close(files)
                 else:
                     sent = self._socket.send(data)
-                self._outbox.popleft()
+                self.backlog -= sent
                 if sent < len(data):
-                    self._outbox.appendleft((data[sent:], ()))
-            self._loop.remove_writer(self._socket)
+                    self._outbox[0] = (data[sent:], ())
+                else:
+                    self._outbox.popleft()
         except BlockingIOError:
-            self._loop.add_writer(self._socket, self._write)
+            if not self._waiting:
+                self._waiting = True
+                self._loop.add_writer(self._socket, self._write)
+            return
         except OSError as error:
-            # The other end is gone.  What it still said is read before that is told.
+            # The other end is gone.  What it still said is read before that is told, and not inside of a `send`.
+            self._loop.call_soon(self._broken, error.strerror or "broken")
+        if self._waiting:
+            self._waiting = False
             self._loop.remove_writer(self._socket)
-            self._outbox.clear()
-            self.read()
-            self.close(error.strerror or "broken")
+
+    def _broken(self, reason: str) -> None:
+        self.read()
+        self.close(reason)
 
     def take_file(self) -> int:
         """The next open file that came with a frame; it is now the caller's."""
@@ -114,6 +120,13 @@ class Wire:
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
-        for file in self._received:
-            os.close(file)
+        _close(self._received)
+        for _, files in self._outbox:
+            _close(files)
+        self._outbox.clear()
         self._on_end(reason)
+
+
+def _close(files: Iterable[int]) -> None:
+    for file in files:
+        os.close(file)

@@ -29,26 +29,10 @@ class AMQPBroker:
         return consumer
 
     async def declare(self, queue: str) -> bool:
-        made = False
-
-        async def declare() -> None:
-            nonlocal made
-            await self._link.connection()
-            made = await self._link.declare(queue)
-
-        await patiently(declare, f"queue {queue}")
-        return made
+        return await patiently(lambda: self._link.declare(queue), f"queue {queue}")
 
     async def exists(self, queue: str) -> bool:
-        ready: int | None = None
-
-        async def look() -> None:
-            nonlocal ready
-            await self._link.connection()
-            ready = await self._link.ready(queue)
-
-        await patiently(look, f"queue {queue}")
-        return ready is not None
+        return await patiently(lambda: self._link.ready(queue), f"queue {queue}") is not None
 
     async def close(self) -> None:
         for consumer in self._consumers:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,7 +21,8 @@ import pika.exceptions
 from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from taskqueue.brokers.amqp.table import Properties
+from taskqueue.brokers.amqp.table import Properties, as_sent
+from taskqueue.clock import SYSTEM
 from taskqueue.errors import BrokerUnavailable
 
 __all__ = ["Channel", "Connection", "Verdict", "describe", "open_connection", "parameters"]
@@ -28,12 +31,22 @@ Verdict = Literal["stored", "unroutable", "refused", "lost"]
 """The broker's word on a message: safe; no such queue; nacked, try again; the channel is gone, nobody knows."""
 
 JOIN_LIMIT = 1 << 18  # bytes that are joined at most before they are written
+ANSWER_TIMEOUT = 30.0
+"""Seconds that the broker has for the answer to a request, such as a declaration, while it is not blocked."""
+LONGEST_NAME = 255
+"""Bytes of the longest name that a queue can have."""
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc, unused-ignore]
-    """pika's asyncio connection, with joined writes and a decoder that takes everything."""
+    """pika's asyncio connection, with joined writes and a decoder that takes everything.
+
+    heard: monotonic seconds of the last sign of life from the broker.
+    blocked: the broker has said that it takes no messages for now.
+    """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self.heard = SYSTEM.monotonic()
+        self.blocked = False
         self._joined: list[bytes] = []
         self._joined_size = 0
         self._loop = asyncio.get_running_loop()
@@ -57,6 +70,21 @@ class Connection(AsyncioConnection):  # type: ignore[misc, unused-ignore]
         self._joined_size = 0
         if self._transport is not None:  # gone when the stream ended in this very turn
             self._adapter_emit_data(joined)
+
+    def drop(self) -> None:
+        """End it without a word to the broker."""
+        if self.is_closed:
+            return
+        if self._transport is None:  # not even connected
+            self._terminate_stream(pika.exceptions.StreamLostError("dropped"))
+        else:  # not as pika does it, which fails in the middle of the handshake
+            self._error = pika.exceptions.StreamLostError("dropped")
+            self._remove_heartbeat()
+            self._transport.abort()
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self.heard = SYSTEM.monotonic()
+        super()._on_data_available(data_in)
 
     def _read_frame(self) -> tuple[int, Any]:
         buffered = self._frame_buffer
@@ -90,18 +118,12 @@ def describe(to: pika.URLParameters) -> str:
     return f"{to.credentials.username}@{to.host}:{to.port}, vhost {to.virtual_host!r}"
 
 
-async def open_connection(to: pika.URLParameters, on_close: Callable[[str], None]) -> Connection:
+async def open_connection(to: pika.URLParameters, on_close: Callable[[Connection, str], None]) -> Connection:
     """An open connection.  `on_close` is called once, with the reason, when it ends.
 
     Raises BrokerUnavailable, with one line that names the place and the cause.
     """
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-
-    def on_open(connection: Any) -> None:
-        if opened.cancelled():
-            connection.close()
-        else:
-            opened.set_result(connection)
 
     def on_error(_: Any, error: BaseException) -> None:
         if not opened.done():
@@ -109,20 +131,23 @@ async def open_connection(to: pika.URLParameters, on_close: Callable[[str], None
 
     connection = Connection(
         parameters=to,
-        on_open_callback=on_open,
+        on_open_callback=opened.set_result,
         on_open_error_callback=on_error,
-        on_close_callback=lambda _, error: on_close(_cause(error)),
+        on_close_callback=lambda connection, error: on_close(connection, _cause(error)),
         custom_ioloop=asyncio.get_running_loop(),
     )
-    connection.add_on_connection_blocked_callback(lambda *_: None)
-    return await opened
+    try:
+        return await opened
+    except asyncio.CancelledError:
+        connection.drop()
+        raise
 
 
 def _cause(error: BaseException) -> str:
     """The innermost cause of a connection's failure, in words that say what to look at."""
     for _ in range(10):
         inner = [e for e in (*getattr(error, "exceptions", ()), *error.args) if isinstance(e, BaseException)]
-        inner += [e for e in (error.__cause__,) if e is not None]
+        inner += [e for e in (error.__cause__, getattr(error, "exception", None)) if e is not None]
         if not inner:
             break
         error = inner[-1]
@@ -143,6 +168,8 @@ def _cause(error: BaseException) -> str:
             return "no heartbeat from the broker"
         case pika.exceptions.StreamLostError():
             return "the broker closed the connection without a word"
+        case socket.gaierror():
+            return f"can't find that host: {error.strerror}"
         case OSError() if error.errno is not None:
             return f"{os.strerror(error.errno)} ({errno.errorcode.get(error.errno, error.errno)})"
         case _:
@@ -161,34 +188,51 @@ class _Pending:
 
 
 class Channel:
-    """One channel in confirm mode.  `closed` is the reason once it has ended; `on_close` is told it."""
+    """One channel in confirm mode.
 
-    def __init__(self, raw: Any, on_close: Callable[[str], None]) -> None:
-        self.raw = raw
+    closed: the reason, once it has ended; `on_close` is told it.
+    code: AMQP's number for the reason; 0 where the connection has ended.
+    """
+
+    def __init__(self, connection: Connection, on_close: Callable[[str], None]) -> None:
         self.closed = ""
+        self.code = 0
+        self._connection = connection
         self._on_close = on_close
         self._sent = 0
         self._pending: dict[int, _Pending] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
-        raw.add_on_close_callback(lambda _, reason: self._ended(_cause(reason)))
-        raw.add_on_return_callback(self._returned)
+        self._opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            self.raw = connection.channel(on_open_callback=self._open)
+        except pika.exceptions.AMQPError as error:  # closing, or no channel is free
+            raise BrokerUnavailable(_cause(error)) from None
+        self.raw.add_on_close_callback(lambda _, reason: self._ended(reason))
+        self.raw.add_on_return_callback(self._returned)
 
     @staticmethod
     async def open(connection: Connection, on_close: Callable[[str], None] = lambda _: None) -> Channel:
         """A new channel.  Raises BrokerUnavailable where the connection ends meanwhile."""
-        opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if not connection.is_open:
-            raise BrokerUnavailable("the connection is closed")
-        raw = connection.channel(on_open_callback=lambda raw: None if opened.done() else opened.set_result(raw))
-        channel = Channel(raw, on_close)
-        await channel._answer(opened)
-        await channel.call(lambda done: raw.confirm_delivery(channel._confirmed, callback=done))
+        channel = Channel(connection, on_close)
+        try:
+            await channel._answer(channel._opened)
+            await channel.call(lambda done: channel.raw.confirm_delivery(channel._confirmed, callback=done))
+        except BaseException:
+            channel.close()
+            raise
         return channel
+
+    def _open(self, raw: Any) -> None:
+        if self._opened.done():  # nobody waits for it any more
+            raw.close()
+        else:
+            self._opened.set_result(raw)
 
     async def call(self, request: Callable[[Callable[[Any], None]], Any]) -> Any:
         """Make a request of pika's that answers through a callback, and wait for the answer.
 
-        Raises BrokerUnavailable, with the reason, where the channel ends instead.
+        Raises BrokerUnavailable, with the reason, where the channel ends instead.  A request that is not answered
+        ends the channel.
         """
         if self.closed:
             raise BrokerUnavailable(self.closed)
@@ -202,9 +246,14 @@ class Channel:
     async def _answer(self, answered: asyncio.Future[Any]) -> Any:
         self._waiting.add(answered)
         try:
-            return await answered
+            while not (await asyncio.wait([answered], timeout=ANSWER_TIMEOUT))[0]:
+                if not self._connection.blocked:
+                    self.close()
+                    raise BrokerUnavailable(f"no answer from the broker within {ANSWER_TIMEOUT:g} s")
+            return answered.result()
         finally:
             self._waiting.discard(answered)
+            answered.cancel()
 
     def publish(
         self, queue: str, body: bytes, properties: Properties, done: Callable[[Verdict], None], *, exchange: str = ""
@@ -213,34 +262,35 @@ class Channel:
         if self.closed or not self.raw.is_open:
             done("lost")
             return
+        if len(queue.encode(errors="replace")) > LONGEST_NAME:
+            done("unroutable")
+            return
         self._sent += 1
-        self._pending[self._sent] = _Pending(queue, properties.message_id, done)
+        message_id = None if properties.message_id is None else as_sent(properties.message_id)
+        self._pending[self._sent] = _Pending(queue, message_id, done)
         self.raw.basic_publish(exchange, queue, body, properties, mandatory=True)
 
     def _returned(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
         # A message without a queue is returned first and acknowledged then, so the return has to be remembered.
+        # Where several look alike, all are taken for returned: twice is better than never.
         for pending in self._pending.values():
-            if (
-                not pending.returned
-                and pending.queue == method.routing_key
-                and pending.message_id == properties.message_id
-            ):
+            if pending.queue == method.routing_key and pending.message_id == properties.message_id:
                 pending.returned = True
-                return
 
     def _confirmed(self, frame: Any) -> None:
         method = frame.method
         tags = [method.delivery_tag]
         if method.multiple:
-            tags = [tag for tag in self._pending if tag <= method.delivery_tag]
+            tags = list(itertools.takewhile(lambda tag: tag <= method.delivery_tag, self._pending))
         verdict: Verdict = "stored" if isinstance(method, spec.Basic.Ack) else "refused"
         for tag in tags:
             pending = self._pending.pop(tag, None)
             if pending is not None:
                 pending.done("unroutable" if pending.returned else verdict)
 
-    def _ended(self, reason: str) -> None:
-        self.closed = reason or "closed"
+    def _ended(self, reason: BaseException) -> None:
+        self.closed = _cause(reason) or "closed"
+        self.code = reason.reply_code if isinstance(reason, pika.exceptions.ChannelClosed) else 0
         for answered in list(self._waiting):
             if not answered.done():
                 answered.set_exception(BrokerUnavailable(self.closed))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended
@@ -18,15 +18,15 @@ from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.message import from_wire
 from taskqueue.brokers.amqp.settling import Session, Settling
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerUnavailable
-from taskqueue.outcome import Retry
+from taskqueue.errors import BrokerError, BrokerUnavailable
+from taskqueue.outcome import Dead, Outcome, Retry
 
 __all__ = ["AMQPConsumer"]
 
 log = logging.getLogger(__name__)
 
 STALL_TIMEOUT = 30.0
-"""Seconds without a delivery, nothing lent and messages in the queue, after which the connection is made anew."""
+"""Seconds without a delivery, with room for one and messages in the queue, after which a consumer is taken for deaf."""
 EARLY = 0.02
 """Seconds by which a delayed workitem may be taken up too early rather than be sent round again."""
 
@@ -40,19 +40,23 @@ class AMQPConsumer:
         self._clock = clock
         self._reserve = reserve
         self._session: Session | None = None
+        self._wanted = False  # by a receive that no pause came after
         self._ready: deque[Delivery] = deque()
         self._wake = asyncio.Event()
         self._subscribing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._last_delivery = clock.monotonic()
         self.closed = False
 
     async def receive(self, *, limit: int) -> list[Delivery]:
         while not self._ready:
+            if self.closed:
+                raise BrokerError(f"queue {self.queue}: the consumer is closed")
+            self._wanted = True
             self._wake.clear()
             if self._session is None or not self._session.consumer_tag:
                 await patiently(self._subscribe, f"queue {self.queue}")
-            if not self._ready:
+            elif not self._ready:
                 await self._waited_or_stalled()
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
 
@@ -63,29 +67,57 @@ class AMQPConsumer:
             await self._check_stall()
 
     async def _check_stall(self) -> None:
-        """A consumer that gets nothing while its queue is not empty is deaf (promise 8)."""
+        """A consumer that gets nothing while its queue is not empty is deaf (promise 8).
+
+        Its channel keeps what is lent, so that nothing runs twice for it.
+        """
         session = self._session
-        if session is None or session.lent or self._clock.monotonic() - self._last_delivery < STALL_TIMEOUT:
+        if session is None or session.unacknowledged >= session.prefetch:
             return
         try:
             ready = await self._link.ready(self.queue)
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
+            log.warning("queue %s: %s", self.queue, error)
+            return
+        if session is not self._session or self._clock.monotonic() - self._last_delivery < STALL_TIMEOUT:
             return
         if ready is None:
             self._end(session, "the queue is gone")
-        elif ready and not self._wake.is_set():
-            self._link.reset(f"nothing came from queue {self.queue} for {STALL_TIMEOUT:.0f} s, where {ready} wait")
+        elif ready:
+            log.error("queue %s: nothing came for %g s, and %d wait", self.queue, STALL_TIMEOUT, ready)
+            if session.unacknowledged:
+                await self._uninterrupted(self._resubscribe(session))
+            else:
+                self._end(session, "subscribing anew")
 
     async def _subscribe(self) -> None:
+        connection = await self._link.connect()
+        await self._link.declare(self.queue)
+        await self._uninterrupted(self._begin(lambda reason: Channel.open(connection, reason)))
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` to its end, also when whoever waits for it is cancelled: half a subscription is a leak."""
+        task = self._spawn(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():  # only close cancels it
+                raise
+
+    async def _begin(self, open_channel: Callable[[Callable[[str], None]], Coroutine[Any, Any, Channel]]) -> None:
         async with self._subscribing:
+            if not self._wanted or self.closed:
+                return
             session = self._session
             if session is None:
-                connection = await self._link.connection()
-                await self._link.declare(self.queue)
                 session = Session()
-                session.channel = await Channel.open(connection, lambda reason: self._end(session, reason))
+                ended = session
+                session.channel = await open_channel(lambda reason: self._end(ended, reason))
+                if session.lease.lost or self.closed:
+                    session.channel.close()
+                    raise BrokerUnavailable("the channel was closed at once")
                 session.channel.raw.add_on_cancel_callback(
-                    lambda _: self._end(session, "the broker cancelled the consumer: the queue is gone")
+                    lambda _: self._end(ended, "the broker cancelled the consumer: the queue is gone")
                 )
                 self._session = session
             if not session.consumer_tag:
@@ -94,7 +126,9 @@ class AMQPConsumer:
     async def _consume(self, session: Session) -> None:
         channel = session.channel
         assert channel is not None
-        await channel.call(lambda done: channel.raw.basic_qos(prefetch_count=self._reserve, callback=done))
+        prefetch = self._reserve
+        await channel.call(lambda done: channel.raw.basic_qos(prefetch_count=prefetch, callback=done))
+        session.prefetch = prefetch
 
         def deliver(_: Any, method: Any, properties: Any, body: bytes) -> None:
             self._delivered(session, method, properties, body)
@@ -106,13 +140,19 @@ class AMQPConsumer:
 
             channel.raw.basic_consume(self.queue, deliver, callback=consumed)
 
-        await channel.call(consume)
+        try:
+            await channel.call(consume)
+        except BrokerUnavailable as error:
+            if not session.lease.lost:  # it is the queue that does not answer
+                self._link.silent(self.queue)
+                self._end(session, str(error))
+            raise
         self._last_delivery = self._clock.monotonic()
 
     def _delivered(self, session: Session, method: Any, properties: Any, body: bytes) -> None:
         if session.lease.lost:
             return
-        session.lent += 1
+        session.arrived(method.delivery_tag)
         self._last_delivery = self._clock.monotonic()
         workitem = from_wire(properties, body, self.queue)
         delivery = Delivery(
@@ -122,74 +162,106 @@ class AMQPConsumer:
             lease=session.lease,
             redelivered=method.redelivered,
         )
-        if workitem.due is not None and (wait := workitem.due - self._clock.wall()) > EARLY:
-            self._spawn(self.settle([Ended(delivery, Retry(wait, counts="nothing"))]))
-            return
+        if workitem.due is not None:
+            wait = workitem.due - self._clock.wall()
+            if wait > EARLY:
+                self._spawn(self._decided(delivery, Retry(wait, counts="nothing")))
+                return
+            if workitem.expiration is not None and wait + workitem.expiration < 0:  # the broker does not know after
+                self._spawn(self._decided(delivery, Dead("expired", f"in queue {self.queue}")))  # a delay queue
+                return
         self._ready.append(delivery)
         self._wake.set()
+
+    async def _decided(self, delivery: Delivery, outcome: Outcome) -> None:
+        await self.settle([Ended(delivery, outcome)])
 
     def _end(self, session: Session, reason: str) -> None:
         """The session is over: its deliveries belong to somebody else now."""
         if session.lease.lost:
             return
-        session.lease.lost = True
+        lost = session.unacknowledged
+        session.end()
         if self._session is session:
             self._session = None
             self._ready.clear()
             if not self.closed:
-                log.warning("queue %s: channel ended: %s; %d deliveries lost", self.queue, reason, session.lent)
+                log.warning("queue %s: channel ended: %s; %d deliveries lost", self.queue, reason, lost)
         if session.channel is not None:
             session.channel.close()
-        self._link.forget(self.queue)
+        self._link.doubt()
         self._wake.set()
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        if self._session is None:
+            return [False] * len(ended)
         return await Settling(self._link, self._session, ended, self._clock, self._spawn).run()
 
     def resize(self, reserve: int) -> None:
-        if reserve != self._reserve:
-            self._reserve = reserve
-            if self._session is not None and self._session.consumer_tag:
-                self._spawn(self._resubscribe())
+        self._reserve = reserve
+        session = self._session
+        if session is not None and session.consumer_tag and session.prefetch != reserve:
+            self._spawn(self._resized(session))
 
-    async def _resubscribe(self) -> None:
+    async def _resized(self, session: Session) -> None:
+        if session.prefetch != self._reserve:
+            await self._resubscribe(session)
+
+    async def _resubscribe(self, session: Session) -> None:
+        """Cancel and consume anew on the same channel: what is lent stays lent."""
         async with self._subscribing:
-            session = self._session
-            if session is not None and session.consumer_tag:
+            if session is self._session and session.consumer_tag:
                 try:
                     await self._cancel(session)
                     await self._consume(session)
-                except BrokerUnavailable:
-                    self._wake.set()  # receive builds it anew
+                except BrokerUnavailable as error:
+                    self._end(session, str(error))
 
     async def _cancel(self, session: Session) -> None:
         channel, tag = session.channel, session.consumer_tag
         assert channel is not None
         session.consumer_tag = ""
-        await channel.call(lambda done: channel.raw.basic_cancel(tag, callback=done))
+        if tag in channel.raw.consumer_tags:  # pika does not answer for others
+            await channel.call(lambda done: channel.raw.basic_cancel(tag, callback=done))
 
     async def pause(self) -> None:
+        self._wanted = False
+        await self._uninterrupted(self._paused())
+
+    async def _paused(self) -> None:
         async with self._subscribing:
             session = self._session
-            if session is not None and session.consumer_tag:
-                try:
+            if session is None or self._wanted:
+                return
+            try:
+                if session.consumer_tag:
                     await self._cancel(session)
-                except BrokerUnavailable:
-                    return
-                while self._ready:
-                    session.give_back(self._ready.popleft())
-                self._wake.set()  # a receive that began meanwhile subscribes anew
+            except BrokerUnavailable as error:
+                self._end(session, str(error))
+                return
+            while self._ready:
+                delivery = self._ready.popleft()
+                session.claim(delivery)
+                session.give_back(delivery)
+            self._wake.set()  # a receive that waits subscribes anew
 
     async def close(self) -> None:
         if self.closed:
             return
         self.closed = True
-        for task in list(self._tasks):
-            task.cancel()
         if self._session is not None:
             self._end(self._session, "closed")
+        for task in list(self._tasks):
+            task.cancel()
+        self._wake.set()
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, BrokerError):
+            log.error("queue %s: %r", self.queue, error, exc_info=error)

@@ -9,25 +9,28 @@ import os
 import queue as queues
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from taskqueue.broker import Options
-from taskqueue.brokers.amqp.connection import Channel, Verdict
-from taskqueue.brokers.amqp.link import Link
+from taskqueue.brokers.amqp.connection import Channel, Connection, Verdict
+from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.message import from_wire, to_wire
-from taskqueue.errors import BrokerUnavailable, SendFailed
+from taskqueue.errors import BrokerError, BrokerUnavailable, SendFailed
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["AMQPProducer"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 SEND_TIMEOUT = 30.0
-"""Seconds after which `send` gives up waiting for the broker's word."""
+"""Seconds without any word from the broker after which `send` gives up."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds that `close` waits for the broker."""
+PRECONDITION_FAILED = 406
 WINDOW = 1000
 """Messages that are under way at most without a confirm."""
 REPLY_EXPIRES = 3_600_000
@@ -40,112 +43,173 @@ class AMQPProducer:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._starting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-        self._replies: queues.SimpleQueue[Workitem | None] = queues.SimpleQueue()
-        self._line: _Line | None = None
+        self._pid = os.getpid()
+        self._thread: _Thread | None = None
+        self._left_behind: list[_Thread | None] = []  # a fork's parent's, never touched: not even by its destructors
+        self._replies: queues.SimpleQueue[Workitem] = queues.SimpleQueue()
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
-        named = [workitem.named() for workitem in workitems]
-        self._run(lambda line: line.send(named, queue, reply), SEND_TIMEOUT)
-        return [workitem.id for workitem in named]
+        sending = _Sending([workitem.named() for workitem in workitems], queue, reply)
+        future = self._submit(lambda line: line.send(sending))
+        heard = 0
+        try:
+            while True:
+                try:
+                    future.result(SEND_TIMEOUT)
+                    return [workitem.id for workitem in sending.workitems]
+                except FutureTimeout:
+                    if sending.heard == heard:
+                        raise BrokerUnavailable(f"no word from the broker within {SEND_TIMEOUT:g} s") from None
+                    heard = sending.heard
+        except CancelledError:
+            raise BrokerError("the producer was closed") from None
+        finally:
+            future.cancel()
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:
         with contextlib.suppress(queues.Empty):
             return self._replies.get(timeout=timeout)
         return None
 
-    def _run(self, work: Any, timeout: float) -> None:
+    def _submit(self, work: Callable[[_Line], Coroutine[Any, Any, None]]) -> Future[None]:
+        if self._pid != os.getpid():  # in a forked child, where the lock may be held for ever
+            self._starting = threading.Lock()
+            self._pid = os.getpid()
+            self._left_behind.append(self._thread)
+            self._thread = None
         with self._starting:
-            if self._pid != os.getpid():  # the first call, or the first one in a forked child
-                self._pid = os.getpid()
-                self._loop = asyncio.new_event_loop()
-                self._line = _Line(self._options, self._replies)
-                self._thread = threading.Thread(target=self._loop.run_forever, name="taskqueue-amqp", daemon=True)
+            if self._thread is None:
+                self._thread = _Thread(self._options, self._replies)
                 self._thread.start()
-        assert self._loop is not None and self._line is not None
-        future = asyncio.run_coroutine_threadsafe(work(self._line), self._loop)
-        try:
-            future.result(timeout)
-        except FutureTimeout:
-            future.cancel()
-            raise BrokerUnavailable(f"no word from the broker within {timeout:g} s") from None
+            return self._thread.submit(work)
 
     def close(self) -> None:
-        with self._starting:
-            if self._loop is None or self._pid != os.getpid() or self._loop.is_closed():
-                return
-            assert self._line is not None and self._thread is not None
-            with contextlib.suppress(FutureTimeout):
-                asyncio.run_coroutine_threadsafe(self._line.close(), self._loop).result(10)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._pid = 0
+        if self._pid == os.getpid():
+            with self._starting:
+                thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.end()
+
+
+class _Thread(threading.Thread):
+    """Runs the event loop that keeps the connection alive."""
+
+    def __init__(self, options: Options, replies: queues.SimpleQueue[Workitem]) -> None:
+        super().__init__(name="taskqueue-amqp", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._line = _Line(options, replies)
+
+    def submit(self, work: Callable[[_Line], Coroutine[Any, Any, None]]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(work(self._line), self._loop)
+
+    def run(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(_cancel_all())
+        self._loop.close()
+
+    def end(self) -> None:
+        with contextlib.suppress(FutureTimeout):
+            self.submit(lambda line: line.close()).result(CLOSE_TIMEOUT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.join()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Sending:
+    """One call of `send`; `heard` counts the broker's words on its messages."""
+
+    def __init__(self, workitems: list[Workitem], queue: str, reply: bool) -> None:
+        self.workitems = workitems
+        self.queue = queue
+        self.reply = reply
+        self.heard = 0
+
+    def target(self, index: int) -> str:
+        return self.queue or worker_queue(self.workitems[index].type)
 
 
 class _Line:
     """What lives in the producer's thread."""
 
-    def __init__(self, options: Options, replies: queues.SimpleQueue[Workitem | None]) -> None:
+    def __init__(self, options: Options, replies: queues.SimpleQueue[Workitem]) -> None:
         self._options = options
-        self._replies = replies
         self._link: Link | None = None
-        self._channel: Channel | None = None
-        self._reply_queue = ""
+        self._replies = replies
+        self._reply_queue = f"taskqueue.reply.{uuid.uuid4().hex}"
         self._reply_channel: Channel | None = None
+        self._channel: Channel | None = None
         self._opening: asyncio.Lock | None = None
+        self._listening: set[asyncio.Task[None]] = set()
 
-    async def send(self, workitems: Sequence[Workitem], queue: str, reply: bool) -> None:
+    async def send(self, sending: _Sending) -> None:
         """Publish until all are confirmed.  A lost connection is replaced; the first one must come up at once."""
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        open_: dict[int, Workitem] = dict(enumerate(workitems))
+        link, opening = self._started()
+        open_ = list(range(len(sending.workitems)))
         rounds = 0
-        while True:
+        while open_:
             try:
-                channel = await self._open(reply)
-                if reply:
-                    open_ = {
-                        index: replace(item, reply_to=self._reply_queue, correlation_id=item.correlation_id or item.id)
-                        for index, item in open_.items()
-                    }
-                verdicts = await self._publish(channel, open_, queue)
-            except BrokerUnavailable:
+                connection = await link.connect()
+                channel = await self._open(connection, opening, reply=sending.reply)
+                verdicts = await self._publish(link, channel, sending, open_)
+                if rounds and channel.code == PRECONDITION_FAILED:  # a message that is too long is so every time
+                    refused = tuple(sending.workitems[index].id for index in open_ if verdicts[index] != "stored")
+                    raise SendFailed(channel.closed, refused)
+                await self._ripen(link, connection, {sending.target(index) for index in open_})
+            except BrokerUnavailable as error:
                 if not rounds:
                     raise
+                log.debug("sending again: %s", error)
                 verdicts = {}
-            open_ = {index: item for index, item in open_.items() if verdicts.get(index) != "stored"}
-            if not open_:
-                return
+            open_ = [index for index in open_ if verdicts.get(index) != "stored"]
+            self._refuse(link, sending, open_, verdicts)
             rounds += 1
-            unroutable = {queue or worker_queue(open_[i].type) for i, v in verdicts.items() if v == "unroutable"}
-            assert self._link is not None
-            foreign = [name for name in unroutable if self._link.declaration(name) is None]
-            if foreign:
-                refused = tuple(item.id for item in open_.values())
-                raise SendFailed(f"no such queue: {', '.join(sorted(foreign))}", refused)
-            for name in unroutable:
-                self._link.forget(name)
-            await asyncio.sleep(min(1.0, 0.05 * 2**rounds))
+            if open_:
+                await asyncio.sleep(min(1.0, 0.05 * 2**rounds))
 
-    async def _open(self, reply: bool) -> Channel:
-        assert self._opening is not None
-        async with self._opening:
-            if self._link is None:
-                self._link = Link(self._options)
-            await self._link.connect()
-            connection = await self._link.connection()
+    def _started(self) -> tuple[Link, asyncio.Lock]:
+        if self._link is None or self._opening is None:  # not sooner: they belong to the thread's event loop
+            self._link, self._opening = Link(self._options), asyncio.Lock()
+        return self._link, self._opening
+
+    def _refuse(self, link: Link, sending: _Sending, open_: list[int], verdicts: dict[int, Verdict]) -> None:
+        """Raise SendFailed for queues that are not ours to make; make the others anew."""
+        unroutable = {sending.target(index) for index in open_ if verdicts.get(index) == "unroutable"}
+        foreign = sorted(name for name in unroutable if link.declaration(name) is None)
+        if foreign:
+            refused = tuple(sending.workitems[index].id for index in open_)
+            raise SendFailed(f"no such queue: {', '.join(foreign)}", refused)
+        for name in unroutable:
+            link.forget(name)
+
+    async def _ripen(self, link: Link, connection: Connection, queues: set[str]) -> None:
+        """Wait until a confirm on each of `queues` may be relied upon.
+
+        Raises BrokerUnavailable where the broker died meanwhile.
+        """
+        wait, youngest = max((link.ripens_in(queue), queue) for queue in queues)
+        if wait:
+            await asyncio.sleep(wait)
+            await link.ready(youngest)
+            if not connection.is_open:
+                raise BrokerUnavailable("the connection was lost before the new queue was safe")
+
+    async def _open(self, connection: Connection, opening: asyncio.Lock, *, reply: bool) -> Channel:
+        async with opening:
             if self._channel is None or self._channel.closed:
                 self._channel = await Channel.open(connection)
             if reply and (self._reply_channel is None or self._reply_channel.closed):
-                await self._listen(await Channel.open(connection))
+                await self._listen(connection)
             return self._channel
 
-    async def _listen(self, channel: Channel) -> None:
-        self._reply_queue = self._reply_queue or f"taskqueue.reply.{uuid.uuid4().hex}"
-        arguments = {"x-expires": REPLY_EXPIRES}
+    async def _listen(self, connection: Connection) -> None:
+        channel = await Channel.open(connection, self._deaf)
+        arguments = {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES}
         await channel.call(
             lambda done: channel.raw.queue_declare(self._reply_queue, durable=True, arguments=arguments, callback=done)
         )
@@ -157,32 +221,53 @@ class _Line:
         await channel.call(lambda done: channel.raw.basic_consume(self._reply_queue, arrived, callback=done))
         self._reply_channel = channel
 
-    async def _publish(self, channel: Channel, workitems: dict[int, Workitem], queue: str) -> dict[int, Verdict]:
-        assert self._link is not None
-        for name in {queue or worker_queue(workitem.type) for workitem in workitems.values()}:
-            if not self._link.known(name) and self._link.declaration(name) is not None:
-                await self._link.declare(name)
+    def _deaf(self, _: str) -> None:
+        """Replies may come while nobody sends: listen again, without waiting for the next `send`."""
+        task = asyncio.get_running_loop().create_task(patiently(self._listen_again, "replies"))
+        self._listening.add(task)
+        task.add_done_callback(self._listens)
+
+    async def _listen_again(self) -> None:
+        link, opening = self._started()
+        await self._open(await link.connect(), opening, reply=True)
+
+    def _listens(self, task: asyncio.Task[None]) -> None:
+        self._listening.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("replies: %s", error)
+
+    async def _publish(self, link: Link, channel: Channel, sending: _Sending, open_: list[int]) -> dict[int, Verdict]:
+        for name in {sending.target(index) for index in open_}:
+            if not link.known(name) and link.declaration(name) is not None:
+                await link.declare(name)
         verdicts: dict[int, Verdict] = {}
         room = asyncio.Semaphore(WINDOW)
         all_heard = asyncio.Event()
 
-        def listener(index: int) -> Any:
+        def listener(index: int) -> Callable[[Verdict], None]:
             def heard(verdict: Verdict) -> None:
                 verdicts[index] = verdict
+                sending.heard += verdict == "stored"
                 room.release()
-                if len(verdicts) == len(workitems):
+                if len(verdicts) == len(open_):
                     all_heard.set()
 
             return heard
 
-        for index, workitem in workitems.items():
+        for index in open_:
             await room.acquire()
-            channel.publish(queue or worker_queue(workitem.type), workitem.body, to_wire(workitem), listener(index))
-        if workitems:
-            await all_heard.wait()
+            workitem = sending.workitems[index]
+            if sending.reply:
+                workitem = replace(
+                    workitem, reply_to=self._reply_queue, correlation_id=workitem.correlation_id or workitem.id
+                )
+            channel.publish(sending.target(index), workitem.body, to_wire(workitem), listener(index))
+        await all_heard.wait()
         return verdicts
 
     async def close(self) -> None:
+        for task in self._listening:
+            task.cancel()
         if self._reply_channel is not None and not self._reply_channel.closed:
             channel = self._reply_channel
             with contextlib.suppress(BrokerUnavailable):

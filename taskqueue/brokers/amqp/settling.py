@@ -24,19 +24,39 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """One life of the channel of a consumer; its lease holds the deliveries that came on it."""
+    """One life of the channel of a consumer; its lease holds the deliveries that came on it.
+
+    lent: the tags of deliveries that nobody has begun to settle.
+    unacknowledged: how many deliveries the broker counts as lent.
+    settlings: the calls of `settle` that are under way.
+    """
 
     def __init__(self) -> None:
         self.lease = Lease()
         self.channel: Channel | None = None
         self.consumer_tag = ""
-        self.lent = 0  # deliveries that are neither acknowledged nor given back
+        self.prefetch = 0
+        self.lent: set[int] = set()
+        self.unacknowledged = 0
+        self.settlings: set[Settling] = set()
+
+    def arrived(self, tag: int) -> None:
+        """One more delivery is lent."""
+        self.lent.add(tag)
+        self.unacknowledged += 1
+
+    def claim(self, delivery: Delivery) -> bool:
+        """Begin to settle; False where the delivery is lost, or somebody has begun already."""
+        if self.lease.lost or delivery.lease is not self.lease or delivery.tag not in self.lent:
+            return False
+        self.lent.discard(delivery.tag)
+        return True
 
     def acknowledge(self, delivery: Delivery) -> bool:
         """basic.ack; False where the channel is gone, and the delivery with it."""
         if self.lease.lost or self.channel is None or not self.channel.raw.is_open:
             return False
-        self.lent -= 1
+        self.unacknowledged -= 1
         self.channel.raw.basic_ack(delivery.tag)
         return True
 
@@ -44,9 +64,16 @@ class Session:
         """basic.nack with requeue; False where the channel is gone, which gives it back as well."""
         if self.lease.lost or self.channel is None or not self.channel.raw.is_open:
             return False
-        self.lent -= 1
+        self.unacknowledged -= 1
         self.channel.raw.basic_nack(delivery.tag, requeue=True)
         return True
+
+    def end(self) -> None:
+        """All deliveries belong to somebody else now, and what is being settled is not counted."""
+        self.lease.lost = True
+        self.lent.clear()
+        for settling in list(self.settlings):
+            settling.give_up()
 
 
 class Settling:
@@ -55,10 +82,10 @@ class Settling:
     def __init__(
         self,
         link: Link,
-        session: Session | None,
+        session: Session,
         ended: Sequence[Ended],
         clock: Clock,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._link = link
         self._session = session
@@ -70,27 +97,37 @@ class Settling:
         self._all = asyncio.get_running_loop().create_future()
 
     async def run(self) -> list[bool]:
-        work: list[tuple[int, Delivery, Sequence[Send]]] = []
+        self._session.settlings.add(self)
+        try:
+            await self._run()
+        finally:
+            self._session.settlings.discard(self)
+        return [counted is True for counted in self._counted]
+
+    async def _run(self) -> None:
+        work: list[tuple[int, Delivery, list[_Target]]] = []
         now = self._clock.wall()
         for index, item in enumerate(self._ended):
             delivery = item.delivery
-            session = self._session
-            if session is None or delivery.lease is not session.lease or session.lease.lost:
+            if not self._session.claim(delivery):
                 self._decide(index, False)
                 continue
             todo = effects(delivery.workitem, item.outcome, item.rules, queue=delivery.queue, now=now)
-            if not todo.ends:
-                session.give_back(delivery)
-                self._decide(index, True)
+            if todo.ends:
+                work.append((index, delivery, [_Target(send, now) for send in todo.sends]))
             else:
-                work.append((index, delivery, todo.sends))
-        for queue in {self._target(send, now)[0] for _, _, sends in work for send in sends}:
+                self._decide(index, self._session.give_back(delivery))
+        for queue in {target.queue for _, _, targets in work for target in targets}:
             await self._declare(queue)
-        for index, delivery, sends in work:
-            self._publish(index, delivery, sends)
+        for index, delivery, targets in work:
+            self._publish(index, delivery, targets)
         if self._open:
             await self._all
-        return [counted is True for counted in self._counted]
+
+    def give_up(self) -> None:
+        """The deliveries are lost: whatever is not decided yet does not count."""
+        for index in range(len(self._ended)):
+            self._decide(index, False)
 
     async def _declare(self, queue: str) -> None:
         if not self._link.known(queue) and self._link.declaration(queue) is not None:
@@ -99,69 +136,64 @@ class Settling:
             except BrokerUnavailable as error:
                 log.debug("queue %s: %s", queue, error)  # the publish says what became of it
 
-    def _target(self, send: Send, now: float) -> tuple[str, str]:
-        """The queue that must exist, and the exchange to publish to, with the workitem's queue as routing key."""
-        due = send.workitem.due
-        if due is None or due <= now:
-            return send.queue, ""
-        exchange = delay_exchange(delay_level(due - now))
-        return exchange, exchange
-
-    def _publish(self, index: int, delivery: Delivery, sends: Sequence[Send]) -> None:
-        waiting = len(sends)
+    def _publish(self, index: int, delivery: Delivery, targets: Sequence[_Target]) -> None:
+        waiting = len(targets)
 
         def stored() -> None:
             nonlocal waiting
             waiting -= 1
             if not waiting:
-                self._acknowledge(index, delivery)
+                self._acknowledge_when_ripe(index, delivery, targets)
 
-        if not sends:
+        if not targets:
             self._acknowledge(index, delivery)
-        for send in sends:
-            self._send(index, send, stored, 0)
+        for target in targets:
+            self._send(index, target, stored, 0)
 
-    def _send(self, index: int, send: Send, stored: Any, failures: int) -> None:
-        session = self._session
-        if session is None or session.channel is None or session.lease.lost:
-            self._decide(index, False)
+    def _send(self, index: int, target: _Target, stored: Callable[[], None], failures: int) -> None:
+        if self._counted[index] is not None or self._session.channel is None:
             return
 
         def heard(verdict: Verdict) -> None:
-            if verdict == "stored" or (verdict == "unroutable" and not send.required):
+            if verdict == "stored" or (verdict == "unroutable" and not target.send.required):
                 stored()
             elif verdict == "lost":
                 self._decide(index, False)
             else:
-                self._try_again(index, send, stored, failures, verdict)
+                self._try_again(index, target, stored, failures, verdict)
 
-        workitem = send.workitem
-        _, exchange = self._target(send, self._clock.wall())
-        session.channel.publish(send.queue, workitem.body, to_wire(workitem), heard, exchange=exchange)
+        workitem = target.send.workitem
+        properties = to_wire(workitem, delayed=bool(target.exchange))
+        self._session.channel.publish(target.send.queue, workitem.body, properties, heard, exchange=target.exchange)
 
-    def _try_again(self, index: int, send: Send, stored: Any, failures: int, verdict: Verdict) -> None:
+    def _try_again(
+        self, index: int, target: _Target, stored: Callable[[], None], failures: int, verdict: Verdict
+    ) -> None:
         """The result is kept and sent again; the task is not run again for it."""
-        target, _ = self._target(send, self._clock.wall())
-        self._link.forget(target)
+        self._link.forget(target.queue)
         if failures in (0, 5) or failures % 20 == 0:
             why = "it does not exist" if verdict == "unroutable" else "the broker refused it"
-            log.warning("cannot send to queue %s: %s; trying on", send.queue, why)
+            log.warning("cannot send to queue %s: %s; trying on", target.queue, why)
         delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
 
         async def again() -> None:
-            try:
-                await asyncio.sleep(delay)
-                await self._declare(target)
-            except asyncio.CancelledError:
-                self._decide(index, False)
-                raise
-            self._send(index, send, stored, failures + 1)
+            await asyncio.sleep(delay)
+            await self._declare(target.queue)
+            self._send(index, target, stored, failures + 1)
 
         self._spawn(again())
 
+    def _acknowledge_when_ripe(self, index: int, delivery: Delivery, targets: Sequence[_Target]) -> None:
+        names = {name for target in targets for name in (target.queue, target.send.queue)}
+        wait = max(map(self._link.ripens_in, names))
+        if wait:
+            asyncio.get_running_loop().call_later(wait, self._acknowledge, index, delivery)
+        else:
+            self._acknowledge(index, delivery)
+
     def _acknowledge(self, index: int, delivery: Delivery) -> None:
-        assert self._session is not None
-        self._decide(index, self._session.acknowledge(delivery))
+        if self._counted[index] is None:
+            self._decide(index, self._session.acknowledge(delivery))
 
     def _decide(self, index: int, counted: bool) -> None:
         if self._counted[index] is None:
@@ -169,3 +201,18 @@ class Settling:
             self._open -= 1
             if not self._open and not self._all.done():
                 self._all.set_result(None)
+
+
+class _Target:
+    """A send, the queue that must exist for it, and the exchange to publish to, with the send's queue as routing key.
+
+    Decided once: a moment later, the same delay may be of another level, whose queue does not exist yet.
+    """
+
+    __slots__ = ("exchange", "queue", "send")
+
+    def __init__(self, send: Send, now: float) -> None:
+        due = send.workitem.due
+        self.send = send
+        self.exchange = delay_exchange(delay_level(due - now)) if due is not None and due > now else ""
+        self.queue = self.exchange or send.queue

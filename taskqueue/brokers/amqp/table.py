@@ -8,6 +8,7 @@ https://www.rabbitmq.com/amqp-0-9-1-errata#section_3.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 from pika.spec import BasicProperties
 
-__all__ = ["Properties", "decode_table", "encode_table"]
+__all__ = ["Properties", "as_sent", "decode_table", "encode_table"]
 
 MAX_DEPTH = 32
 
@@ -107,6 +108,11 @@ def _short(text: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
+def as_sent(text: str) -> str:
+    """What is read where `text` was sent as a short string, such as a message id: it holds 255 bytes."""
+    return _short(text)[1:].decode(errors="backslashreplace")
+
+
 def _encode_value(value: Any, depth: int) -> bytes:
     match value:
         case str():
@@ -118,7 +124,7 @@ def _encode_value(value: Any, depth: int) -> bytes:
             return b"I" + struct.pack(">i", value)
         case int() if -(1 << 63) <= value < 1 << 63:
             return b"l" + struct.pack(">q", value)
-        case float():
+        case float() if math.isfinite(value):  # a broker ends the connection for others
             return b"d" + struct.pack(">d", value)
         case None:
             return b"V"
@@ -137,7 +143,7 @@ def _encode_value(value: Any, depth: int) -> bytes:
         case list() | tuple() if depth <= MAX_DEPTH:
             raw = b"".join(_encode_value(v, depth + 1) for v in value)
             return b"A" + struct.pack(">I", len(raw)) + raw
-    return _encode_value(str(value), depth)
+    return _encode_value("nested too deep" if isinstance(value, (Mapping, list, tuple)) else str(value), depth)
 
 
 _FIELDS = (  # of basic messages, in the order of the wire: name, bit in the flags, kind

@@ -1,0 +1,21 @@
+"""The contract of a broker as tests: every backend passes them, yours too.
+
+    from taskqueue.testing import BrokerContract
+
+    class TestMine(BrokerContract):
+        @pytest.fixture
+        def broker_factory(self):
+            return lambda: connect("mine://...")   # each call: another broker object on the same, empty place
+
+A class needs pytest and pytest-timeout.  What a broker declares not to do (`Broker.capabilities`) is left out.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("taskqueue.testing.bench", "taskqueue.testing.contract")
+
+from taskqueue.testing.contract import BrokerContract  # noqa: E402  (after the line above, or failures say nothing)
+
+__all__ = ["BrokerContract"]

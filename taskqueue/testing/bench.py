@@ -1,0 +1,115 @@
+"""What the contract's tests work with: one broker, its ends, and an event loop that ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
+
+from taskqueue.broker import Broker, Consumer, Delivery, Ended, Producer
+from taskqueue.outcome import Done, Outcome, Rules
+from taskqueue.workitem import Workitem, worker_queue
+
+__all__ = ["LIMIT", "QUIET", "TYPE", "Bench", "settle", "within"]
+
+T = TypeVar("T")
+
+LIMIT = 30.0
+"""Seconds after which what a test waits for is taken to be never coming."""
+QUIET = 0.3
+"""Seconds of silence that are taken for nothing coming.  A fault that takes longer escapes; a slow machine is safe."""
+TYPE = "contract"
+"""The worker type that the tests send to."""
+
+
+def within(work: Coroutine[object, object, T]) -> T:
+    """Run a test's asynchronous part, for LIMIT seconds at most."""
+
+    async def limited() -> T:
+        return await asyncio.wait_for(work, LIMIT)
+
+    return asyncio.run(limited())
+
+
+class Bench:
+    """Brokers on one place, and shorthands for what every test does."""
+
+    def __init__(self, factory: Callable[[], Broker]) -> None:
+        self._factory = factory
+        self._brokers: list[Broker] = []
+        self._producers: list[Producer] = []
+        self.broker = self.another()
+
+    def another(self) -> Broker:
+        """One more broker object on the same place."""
+        self._brokers.append(self._factory())
+        return self._brokers[-1]
+
+    def producer(self) -> Producer:
+        """A producer that is closed at the end of the test."""
+        self._producers.append(self.broker.producer())
+        return self._producers[-1]
+
+    def send(self, *workitems: Workitem, queue: str = "") -> list[str]:
+        """Send by a producer of the test."""
+        producer = self._producers[0] if self._producers else self.producer()
+        return producer.send(workitems, queue=queue)
+
+    def consumer(self, queue: str = worker_queue(TYPE), *, reserve: int = 10) -> Consumer:
+        """A consumer of the test's queue."""
+        return self.broker.consumer(queue, reserve=reserve)
+
+    def run(self, test: Callable[[], Awaitable[T]]) -> T:
+        """Run the asynchronous part of a test, and close the brokers in the same event loop."""
+
+        async def all_of_it() -> T:
+            try:
+                return await test()
+            finally:
+                for broker in self._brokers:
+                    await broker.close()
+
+        return within(all_of_it())
+
+    def close(self) -> None:
+        """Let go of everything that `run` does not close."""
+        for producer in self._producers:
+            producer.close()
+
+    async def lent(self, consumer: Consumer, count: int) -> list[Delivery]:
+        """Receive until there are `count` deliveries."""
+        deliveries: list[Delivery] = []
+        while len(deliveries) < count:
+            deliveries += await consumer.receive(limit=count - len(deliveries))
+        return deliveries
+
+    async def read(self, queue: str, count: int = 1) -> list[Workitem]:
+        """Take `count` workitems out of `queue` for good."""
+        consumer = self.consumer(queue, reserve=count)
+        deliveries = await self.lent(consumer, count)
+        assert await settle(consumer, deliveries) == [True] * count
+        await consumer.close()
+        return [delivery.workitem for delivery in deliveries]
+
+    async def nothing_comes(self, consumer: Consumer) -> bool:
+        """Whether `consumer` gets nothing for a while."""
+        try:
+            await asyncio.wait_for(consumer.receive(limit=1), QUIET)
+        except TimeoutError:
+            return True
+        return False
+
+    async def is_empty(self, queue: str) -> bool:
+        """Whether nothing can be had from `queue`."""
+        consumer = self.consumer(queue)
+        empty = await self.nothing_comes(consumer)
+        await consumer.close()
+        return empty
+
+
+async def settle(
+    consumer: Consumer, deliveries: Sequence[Delivery], outcome: Outcome | None = None, rules: Rules | None = None
+) -> list[bool]:
+    """End all `deliveries` alike; without an outcome as done, with no result."""
+    ended = [Ended(delivery, outcome or Done(None), rules or Rules()) for delivery in deliveries]
+    return await consumer.settle(ended)
