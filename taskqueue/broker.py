@@ -171,7 +171,7 @@ def connect(options: Options | str) -> Broker:
     """
     options = Options(url=options) if isinstance(options, str) else options
     scheme = options.url.partition(":")[0]
-    backends = {"amqp": "amqp", "amqps": "amqp", "memory": "memory"}
+    backends = {"amqp": "amqp", "amqps": "amqp", "memory": "memory", "sqlite": "sqlite"}
     if scheme not in backends:
         raise BrokerError(f"no broker for URLs that begin with '{scheme}:'; there are {', '.join(sorted(backends))}")
     backend = importlib.import_module(f"taskqueue.brokers.{backends[scheme]}")

@@ -196,14 +196,14 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
 def _results(
     workitem: Workitem, rules: Rules, status: str, result: Payload, error: str = "", traceback: str = ""
 ) -> tuple[Send, ...]:
-    headers: dict[str, object] = {"status": status, "worker_type": workitem.type, "attempt": workitem.attempt}
-    if workitem.reference:
-        headers["reference"] = workitem.reference
+    headers: dict[str, object] = {"status": status, "attempt": workitem.attempt}
     if status == "failed":
         headers["error"] = error[:MAX_ERROR]
         headers["traceback"] = traceback[-MAX_TRACEBACK:]
     message = Workitem(
         id=f"{workitem.id[:200]}.{workitem.attempt}",
+        type=workitem.type,
+        reference=workitem.reference,
         body=result.body,
         content_type=result.content_type,
         correlation_id=workitem.id,

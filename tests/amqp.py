@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from taskqueue.broker import Broker, Consumer, Delivery, Ended, Options, connect
 from taskqueue.outcome import Done, Outcome, Rules
 from taskqueue.workitem import Workitem
 
-LIMIT = 40.0
+LIMIT = float(os.environ.get("TASKQUEUE_TEST_PATIENCE", "100"))
+"""Seconds after which what a test waits for is taken to be never coming."""
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
 def pytest_configure() -> None:
     """Apply the sabotage that a run is for (tests/sabotage)."""
     if SABOTAGE:
-        importlib.import_module(f"sabotage.{SABOTAGE}").apply()
+        importlib.import_module(f"sabotage.{SABOTAGE}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,10 +50,9 @@ class Installation:
             os.umask(umask)
 
     def sabotage(self, name: str) -> None:
-        """Have every interpreter of this installation apply `tests/sabotage/NAME.py` when it starts."""
+        """Have every interpreter of this installation import `tests/sabotage/NAME.py` when it starts."""
         shutil.copy(TOP / "tests" / "sabotage" / f"{name}.py", self.site_packages / "taskqueue_sabotage.py")
-        line = "import taskqueue_sabotage; taskqueue_sabotage.apply()\n"
-        (self.site_packages / "taskqueue_sabotage.pth").write_text(line)
+        (self.site_packages / "taskqueue_sabotage.pth").write_text("import taskqueue_sabotage\n")
 
     def bin(self, name: str) -> Path:
         """The path of an installed executable."""

@@ -41,6 +41,11 @@ def spare() -> Iterator[RabbitMQ]:
         server.close()
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "RETRY_MAXIMUM", 0.5)
+
+
 @pytest.fixture
 def ripe_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "RIPE", 0.0)
@@ -126,7 +131,7 @@ def test_restarts_and_cuts_lose_nothing(spare: RabbitMQ) -> None:
     faults: list[Callable[[], object]] = [
         server.restart,
         lambda: (server.kill(), server.start()),
-        lambda: server.ctl("close_all_connections", "an operator's wish"),
+        lambda: server.ctl("close_all_connections", "--global", "an operator's wish"),
     ]
 
     async def test(broker: Broker) -> None:
@@ -137,7 +142,8 @@ def test_restarts_and_cuts_lose_nothing(spare: RabbitMQ) -> None:
         consumer = broker.consumer("worker_any", reserve=5)
         for number, fault in enumerate(faults):
             before = await lent(consumer)
-            await asyncio.to_thread(fault)
+            fault()  # in the main thread: a server ends with the thread that started it
+            await eventually(lambda before=before: before[0].lease.lost)
             await asyncio.to_thread(producer.send, [item(str(number))])
             after: dict[str, Delivery] = {}
             while len(after) < 2:
@@ -362,11 +368,12 @@ def test_a_new_queue_that_died_with_its_broker_is_made_anew(spare: RabbitMQ, cap
         await broker.declare("worker_old")
         await asyncio.sleep(link.RIPE)
         await broker.declare("worker_any")
-        await asyncio.to_thread(spare.kill)  # the last queue that was made is dead for good: RabbitMQ 3.10
-        await asyncio.to_thread(spare.start)
-        consumer = broker.consumer("worker_any", reserve=5)
+        spare.kill()  # the last queue that was made is dead for good: RabbitMQ 3.10
+        spare.start()
+        await eventually(lambda: not broker._link.known("worker_any"))  # type: ignore[attr-defined]
         await broker.declare("worker_any")
         await asyncio.to_thread(put, broker, item("1"))
+        consumer = broker.consumer("worker_any", reserve=5)
         (delivery,) = await lent(consumer)
         assert await end(consumer, delivery)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import importlib
 import json
 import os
 import re
@@ -30,7 +31,10 @@ from taskqueue.config import (
 )
 from taskqueue.config.ini import Report
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS
+from taskqueue.config.values import embedded_directory
 from taskqueue.errors import ConfigError
+
+loading = importlib.import_module("taskqueue.config.load")  # the package has a function of that name
 
 TOP = Path(__file__).parent.parent
 PATH = Path("config.ini")
@@ -562,9 +566,45 @@ def test_sections_and_options_are_read_as_configparser_reads_them(lines: list[st
 
 
 class TestReading:
-    def test_a_missing_file_is_an_error_that_says_what_to_do(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"no such file.*embedded broker.*later release.*empty one is a complete"):
+    def test_a_file_that_was_named_and_is_missing_is_an_error_that_says_what_to_do(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"no such file; an empty one is a complete configuration"):
             load(tmp_path / "config.ini", PLUGINS)
+
+    def test_where_no_file_is_the_embedded_broker_is_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loading, "DEFAULT_PATH", tmp_path / "config.ini")
+        monkeypatch.setattr(loading, "embedded_directory", lambda environment, root: tmp_path / "a state")
+
+        config = load(None, PLUGINS)
+
+        assert config.url == f"sqlite:///{tmp_path}/a%20state/queue.db"
+        assert (tmp_path / "a state").stat().st_mode & 0o777 == 0o700
+        assert load(None, PLUGINS, url="amqp://h").url == "amqp://h"
+
+    def test_a_directory_of_the_embedded_broker_that_can_not_be_made_is_an_error_that_names_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(loading, "DEFAULT_PATH", tmp_path / "config.ini")
+        monkeypatch.setattr(loading, "embedded_directory", lambda environment, root: tmp_path / "file" / "state")
+
+        with pytest.raises(ConfigError, match=r"file/state: the embedded broker.*can't be made: Not a directory"):
+            load(None, PLUGINS)
+
+    @pytest.mark.parametrize(
+        ("environment", "root", "directory"),
+        [
+            ({"HOME": "/home/ann"}, False, "/home/ann/.local/state/taskqueue"),
+            ({"HOME": "/home/ann", "XDG_STATE_HOME": "/state"}, False, "/state/taskqueue"),
+            ({"HOME": "/home/ann", "XDG_STATE_HOME": "relative"}, False, "/home/ann/.local/state/taskqueue"),
+            ({"HOME": "/root", "XDG_STATE_HOME": "/state"}, True, "/var/lib/taskqueue"),
+        ],
+    )
+    def test_the_embedded_broker_has_a_place_for_each_user(
+        self, environment: dict[str, str], root: bool, directory: str
+    ) -> None:
+        assert embedded_directory(environment, root=root) == Path(directory)
 
     def test_a_file_that_was_named_is_missed_even_with_a_url(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):

@@ -15,7 +15,7 @@ from taskqueue.config.ini import Report, Section, read
 from taskqueue.config.loggers import check_logging
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, Option, defaults, nearest
 from taskqueue.config.secrets import is_secret, mask_url
-from taskqueue.config.values import DEFAULT_PATH, DEFAULT_URL, Config
+from taskqueue.config.values import DEFAULT_PATH, DEFAULT_URL, EMBEDDED_FILE, Config, embedded_directory
 from taskqueue.errors import ConfigError
 
 __all__ = ["load", "parse"]
@@ -25,10 +25,10 @@ NOT_YET = ("store", "schedule", "web")
 
 
 def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Config:
-    """Read the configuration at `path` (None: at its usual place).
+    """Read the configuration at `path` (None: at its usual place, or the embedded broker where no file is there).
 
     plugins: worker type -> entry point, of what is installed here.
-    url: goes before what the file says.  With it, a file that is not at its usual place is not missed.
+    url: goes before what the file says.
 
     Raises ConfigError with every problem of the file.
     """
@@ -38,12 +38,11 @@ def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Con
             public = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        if path is None and url:
-            return parse("", place, plugins, url)
+        if path is None:
+            return parse("", place, plugins, url or _embedded_url())
         raise ConfigError(
-            f"{place}: there is no such file, and the embedded broker, which needs none, comes with a later release: "
-            f"make the file (an empty one is a complete configuration: every installed plugin, {DEFAULT_URL}), "
-            f"or name another with --config"
+            f"{place}: there is no such file; an empty one is a complete configuration: every installed plugin, "
+            f"{DEFAULT_URL}"
         ) from None
     except OSError as error:
         raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
@@ -55,6 +54,19 @@ def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Con
 def parse(text: str, path: Path, plugins: Mapping[str, str], url: str = "") -> Config:
     """What `text`, the content of `path`, means.  No I/O; arguments and errors as those of `load`."""
     return _interpret(text, path, plugins, url, public=False)
+
+
+def _embedded_url() -> str:
+    """The embedded broker's URL; its directory is made where it does not exist."""
+    directory = embedded_directory(os.environ, root=os.geteuid() == 0)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: the embedded broker, which is used where there is no {DEFAULT_PATH}, needs this directory, "
+            f"and it can't be made: {error.strerror}"
+        ) from None
+    return f"sqlite:///{quote(str(directory / EMBEDDED_FILE))}"
 
 
 def _decode(content: bytes, path: Path) -> str:

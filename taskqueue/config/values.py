@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,20 @@ from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, defaults
 from taskqueue.outcome import Rules
 from taskqueue.workitem import worker_queue
 
-__all__ = ["DEFAULT_PATH", "DEFAULT_URL", "Config", "Group", "effective_user", "service_user"]
+__all__ = [
+    "DEFAULT_PATH",
+    "DEFAULT_URL",
+    "EMBEDDED_FILE",
+    "Config",
+    "Group",
+    "effective_user",
+    "embedded_directory",
+    "service_user",
+]
 
 DEFAULT_PATH = Path("/etc/taskqueue/config.ini")
 DEFAULT_URL = "amqp://localhost"
+EMBEDDED_FILE = "queue.db"
 
 _DAEMON: dict[str, Any] = {**defaults(TASKQUEUE), "heartbeat": defaults(AMQP)["heartbeat"]}
 _GROUP: dict[str, Any] = defaults(WORKERS)
@@ -106,6 +116,18 @@ def effective_user(group: Group, config: Config, *, root: bool, exists: Callable
     if not root:
         return ""
     return config.worker_user or ("taskqueue-worker" if exists("taskqueue-worker") else "nobody")
+
+
+def embedded_directory(environment: Mapping[str, str], *, root: bool) -> Path:
+    """Where the embedded broker's file is, which is used where there is no configuration.
+
+    That of root is the host's; other users have one each, as the XDG base directory specification says.
+    """
+    if root:
+        return Path("/var/lib/taskqueue")
+    state = environment.get("XDG_STATE_HOME", "")
+    home = Path(environment.get("HOME") or "~").expanduser()
+    return (Path(state) if state.startswith("/") else home / ".local" / "state") / "taskqueue"
 
 
 def service_user(config: Config, *, root: bool, exists: Callable[[str], bool]) -> str:

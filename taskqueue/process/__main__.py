@@ -47,6 +47,8 @@ class Line:
     def hello(self) -> tuple[dict[str, Any], ctypes.c_uint64]:
         """The carrier's first words, and the start mark in the memory that it shares."""
         data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+        if not files:
+            raise ConnectionResetError("the carrier was gone before it said anything")
         mark = shared_mark(files[0])
         os.close(files[0])
         while True:

@@ -1,16 +1,18 @@
-"""Promise 2: what is malformed is thrown away."""
+"""Promise 2 broken: what is malformed is thrown away."""
 
-TEST = "tests/test_system_dispatcher.py::test_what_is_malformed_becomes_a_dead_letter_whole"
+from __future__ import annotations
+
+from taskqueue import dispatcher
+from taskqueue.outcome import Done, Outcome
+
+FAILS = ("test_system_dispatcher.py::test_what_is_malformed_becomes_a_dead_letter_whole",)
+
+parsed = dispatcher.Dispatcher._parsed
 
 
-def apply() -> None:
-    from taskqueue import dispatcher
-    from taskqueue.outcome import Done, Outcome
+def careless(self: dispatcher.Dispatcher, workitem: object) -> Outcome:
+    outcome = parsed(self, workitem)
+    return outcome if isinstance(outcome, dispatcher.Forward) else Done(None)
 
-    parsed = dispatcher.Dispatcher._parsed
 
-    def careless(self: dispatcher.Dispatcher, workitem: object) -> Outcome:
-        outcome = parsed(self, workitem)
-        return outcome if isinstance(outcome, dispatcher.Forward) else Done(None)
-
-    dispatcher.Dispatcher._parsed = careless
+dispatcher.Dispatcher._parsed = careless

@@ -1,10 +1,10 @@
-"""Promise 7: SIGTERM kills what runs."""
+"""Promise 7 broken: SIGTERM kills what runs."""
 
-TEST = "tests/test_system_signals.py -k sigterm_finishes_what_runs"
+from __future__ import annotations
 
+from taskqueue.carrier.carrier import Carrier
 
-def apply() -> None:
-    from taskqueue.carrier.carrier import Carrier
+FAILS = ("test_system_signals.py::TestTheWorkerManager::test_sigterm_finishes_what_runs_and_gives_the_reserve_back",)
 
-    drain = Carrier._drain
-    Carrier._drain = lambda self, hard: drain(self, hard=True)
+drain = Carrier._drain
+Carrier._drain = lambda self, hard: drain(self, hard=True)

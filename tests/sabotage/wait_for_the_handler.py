@@ -1,17 +1,20 @@
-"""Promise 5: the carrier waits while a handler runs, as one with a connection in the handler's process would."""
+"""Promise 5 broken: the carrier waits while a handler runs, as one with a connection in the handler's process would."""
 
-TEST = "tests/test_system_long.py::test_long_tasks_run_once_and_the_connection_is_kept"
+from __future__ import annotations
+
+import time
+
+from taskqueue.carrier.worker_process import WorkerProcess
+
+FAILS = ("test_system_long.py::test_long_tasks_run_once_and_the_connection_is_kept",)
 
 
-def apply() -> None:
-    import time
+hand_over = WorkerProcess.hand_over
 
-    from taskqueue.carrier.worker_process import WorkerProcess
 
-    hand_over = WorkerProcess.hand_over
+def wait(self: WorkerProcess, deliveries: object) -> None:
+    hand_over(self, deliveries)
+    time.sleep(12)
 
-    def wait(self: WorkerProcess, deliveries: object) -> None:
-        hand_over(self, deliveries)
-        time.sleep(12)
 
-    WorkerProcess.hand_over = wait
+WorkerProcess.hand_over = wait

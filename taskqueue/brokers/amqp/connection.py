@@ -164,6 +164,8 @@ def _cause(error: BaseException) -> str:
             if error.reply_code == 403:
                 return f"the broker refused user or password ({error.reply_text})"
             return f"closed with {error.reply_code} {error.reply_text}"
+        case pika.exceptions.ChannelClosed():
+            return f"closed with {error.reply_code} {error.reply_text}"
         case pika.exceptions.AMQPHeartbeatTimeout():
             return "no heartbeat from the broker"
         case pika.exceptions.StreamLostError():

@@ -79,7 +79,6 @@ class Link:
                 return self._connection
             if self._closed:
                 raise BrokerError(f"{describe(self._to)}: closed by ourselves")
-            self._known.clear()  # after an outage nothing is taken for granted
             self._attempt = asyncio.get_running_loop().create_task(open_connection(self._to, self._ended))
             try:
                 connection = await self._attempt
@@ -100,6 +99,7 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
+        self._known.clear()  # after an outage nothing is taken for granted
         self._suspect |= {queue for queue, made in self._made.items() if connection.heard < made + RIPE}
         self._made.clear()
         if not self._closed:

@@ -1,0 +1,69 @@
+"""Wakes carriers and clients of the same file: a datagram to the socket of each, once work for them is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from taskqueue.brokers.sqlite.database import places
+
+__all__ = ["Bell", "ring"]
+
+_SUFFIX = ".bell"
+
+
+class Bell:
+    """A socket in the file's directory; `heard` says for which queues it rang."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = places(path) / f"{uuid.uuid4().hex}{_SUFFIX}"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        with _short(self._path.parent) as directory:
+            self.socket.bind(str(directory / self._path.name))
+        self._path.chmod(0o660)
+
+    def heard(self) -> set[str]:
+        """The queues that got something since the last call."""
+        queues: set[str] = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                queues.update(self.socket.recv(1 << 16).decode().split("\n"))
+        return queues
+
+    def close(self) -> None:
+        """May be called twice."""
+        self.socket.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def ring(path: Path, queues: Iterable[str]) -> None:
+    """Tell everybody that these queues got something.  Who is missed finds out by itself within a second."""
+    message = "\n".join(sorted(set(queues))).encode()[: 1 << 15]
+    if not message:
+        return
+    with _short(places(path)) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        for bell in directory.glob(f"*{_SUFFIX}"):
+            try:
+                sock.sendto(message, str(bell))
+            except ConnectionRefusedError:  # its owner died
+                with contextlib.suppress(OSError):
+                    bell.unlink()
+            except OSError:  # full: it has rung already; gone; not ours to ring
+                continue
+
+
+@contextlib.contextmanager
+def _short(directory: Path) -> Iterator[Path]:
+    """A short name for `directory`: the path of a socket has room for 107 bytes only (unix(7))."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)

@@ -1,0 +1,148 @@
+"""Lends workitems from one queue of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Sequence
+
+from taskqueue.broker import Delivery, Ended, Lease
+from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite.engine import Engine
+from taskqueue.errors import BrokerError
+from taskqueue.outcome import Effects, effects
+from taskqueue.workitem import Workitem
+
+__all__ = ["SQLiteConsumer"]
+
+Claimed = list[tuple[int, Workitem]]
+
+
+class SQLiteConsumer:
+    """Each transaction that settles claims as well, up to the reserve: a busy queue costs one commit a batch."""
+
+    def __init__(self, engine: Engine, queue: str, reserve: int) -> None:
+        self.closed = False
+        self._engine = engine
+        self._queue = queue
+        self._reserve = reserve
+        self._lease = Lease()
+        self._lent: dict[int, Delivery] = {}
+        self._asked = 0  # what transactions under way may still lend
+        self._ready: deque[Delivery] = deque()
+        self._paused = True
+        self._wake = asyncio.Event()
+        self._next_due: float | None = None
+        engine.listeners.append(self._rung)
+
+    def _rung(self, told: set[str]) -> None:
+        if not told or self._queue in told:
+            self._wake.set()
+
+    async def receive(self, *, limit: int) -> list[Delivery]:
+        while not self._ready:
+            if self.closed:
+                raise BrokerError(f"the consumer of {self._queue} is closed")
+            self._paused = False
+            self._wake.clear()
+            if await self._engine.read(self._worthwhile):
+                await self._write_and_claim([], {})
+            if not self._ready:
+                await self._wait()
+        return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+
+    def _worthwhile(self, connection: sqlite3.Connection) -> bool:
+        """A look that takes no lock, so that carriers that wake up together don't queue up for nothing."""
+        now = self._engine.clock.wall()
+        self._next_due = queues.next_due(connection)
+        return queues.ready(connection, self._queue, now) or not queues.exists(connection, self._queue)
+
+    async def _wait(self) -> None:
+        wait = None if self._next_due is None else max(0.0, self._next_due - self._engine.clock.wall())
+        try:
+            await asyncio.wait_for(self._wake.wait(), wait)
+        except TimeoutError:
+            return
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        now = self._engine.clock.wall()
+        todo: dict[int, Effects] = {}
+        mine = []
+        for item in ended:
+            delivery = item.delivery
+            held = not delivery.lease.lost and self._lent.get(delivery.tag) is delivery and delivery.tag not in todo
+            mine.append(held)
+            if held:
+                todo[delivery.tag] = effects(delivery.workitem, item.outcome, item.rules, queue=delivery.queue, now=now)
+        if not todo:
+            return mine
+        counted = await self._write_and_claim(list(todo), todo)
+        return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
+
+    async def _write_and_claim(self, ending: Sequence[int], todo: dict[int, Effects]) -> set[int]:
+        """End deliveries, and lend as many as there is room for then; the tags that counted."""
+        engine = self._engine
+        room = 0 if self._paused else max(0, self._reserve - self._asked - len(self._lent) + len(ending))
+        self._asked += room
+        for tag in ending:
+            del self._lent[tag]
+
+        def work(connection: sqlite3.Connection, told: set[str]) -> tuple[set[int], Claimed]:
+            now = engine.clock.wall()
+            queues.declare(connection, self._queue)
+            counted = set()
+            for tag, effect in todo.items():
+                if queues.end(connection, tag, engine.carrier, effect, now):
+                    counted.add(tag)
+                    told.update(send.queue for send in effect.sends)
+            return counted, queues.claim(connection, self._queue, room, engine.carrier, now) if room else []
+
+        def then(result: tuple[set[int], Claimed]) -> None:
+            self._asked -= room
+            self._lend(result[1])
+
+        counted, _ = await engine.write(work, then)
+        return counted
+
+    def _lend(self, claimed: Claimed) -> None:
+        for tag, workitem in claimed:
+            delivery = Delivery(workitem=workitem, queue=self._queue, tag=tag, lease=self._lease)
+            self._lent[tag] = delivery
+            self._ready.append(delivery)
+        if claimed:
+            self._wake.set()
+
+    def resize(self, reserve: int) -> None:
+        if reserve > self._reserve:
+            self._wake.set()
+        self._reserve = reserve
+
+    async def pause(self) -> None:
+        self._paused = True
+        await self._give_back(self._ready)
+        self._wake.set()  # a receive that is waiting goes on
+
+    async def _give_back(self, deliveries: deque[Delivery]) -> None:
+        """Also what a transaction that is under way is still lending: it comes before this one in the file."""
+        await self._engine.write(lambda connection, told: None)
+        tags = [delivery.tag for delivery in deliveries]
+        deliveries.clear()
+        for tag in tags:
+            self._lent.pop(tag, None)
+
+        def work(connection: sqlite3.Connection, told: set[str]) -> None:
+            queues.release(connection, self._engine.carrier, tags)
+            told.add(self._queue)
+
+        if tags:
+            await self._engine.write(work)
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = self._paused = self._lease.lost = True
+        self._ready.clear()
+        self._engine.listeners.remove(self._rung)
+        self._wake.set()
+        await self._give_back(deque(self._lent.values()))

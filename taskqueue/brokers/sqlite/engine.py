@@ -1,0 +1,206 @@
+"""All that a carrier does with the file: in one thread, and whatever has come together meanwhile in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite.bell import Bell, ring
+from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.clock import Clock
+from taskqueue.errors import BrokerError
+from taskqueue.retry import backoff
+
+__all__ = ["Engine"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection, set[str]], T]
+
+RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
+CHORES_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, what has become due or old
+
+
+@dataclass(slots=True, eq=False)
+class _Operation:
+    work: Work[Any]
+    then: Callable[[Any], object]
+    done: asyncio.Future[Any]
+
+
+class Engine:
+    """Owns the connection, this carrier's number, and its bell.
+
+    A carrier is alive as long as it holds the lock of its file `carrier-NUMBER`; the kernel lets go of it with the
+    process.  So what a dead one had been lent is found at once, with no clock.
+    """
+
+    def __init__(
+        self, path: Path, synchronous: str, clock: Clock, chores: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        self.path = path
+        self.carrier = 0
+        self.clock = clock
+        self.listeners: list[Callable[[set[str]], None]] = []
+        self._synchronous = synchronous
+        self._chores = chores
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="taskqueue-sqlite")
+        self._database: Database | None = None
+        self._lock = -1
+        self._bell: Bell | None = None
+        self._pending: list[_Operation] = []
+        self._working: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def write(self, work: Work[T], then: Callable[[T], object] = lambda _: None) -> T:
+        """Have `work` done in a transaction, and wait until it is durable.
+
+        work: gets the connection, and a set for the names of queues that it put something in.  It may be called more
+        than once: a transaction that fails (a full disk) is tried again until it passes.
+        then: called with what it returned, in the event loop, also where nobody waits any more.
+        """
+        operation = _Operation(work, then, asyncio.get_running_loop().create_future())
+        self._pending.append(operation)
+        if self._working is None:
+            self._working = asyncio.get_running_loop().create_task(self._work())
+        result: T = await operation.done
+        return result
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Have `work`, which only reads, done."""
+
+        def reading() -> T:
+            with self._open().reading() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, reading)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while self._pending:
+            batch, self._pending = self._pending, []
+            try:
+                results, told = await loop.run_in_executor(self._executor, self._transaction, batch)
+            except BrokerError as error:
+                delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
+                log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
+                failures += 1
+                self._pending = batch + self._pending
+                await asyncio.sleep(delay)
+                continue
+            failures = 0
+            self._listen()
+            for operation, result in zip(batch, results, strict=True):
+                operation.then(result)
+                if not operation.done.done():
+                    operation.done.set_result(result)
+            self._tell(told)
+        self._working = None
+
+    def _transaction(self, batch: list[_Operation]) -> tuple[list[Any], set[str]]:
+        told: set[str] = set()
+        with self._open().writing() as connection:
+            results = [operation.work(connection, told) for operation in batch]
+        ring(self.path, told)
+        return results, told
+
+    def _open(self) -> Database:
+        if self._database is None:
+            database = Database(self.path, synchronous=self._synchronous)
+            with database.writing() as connection:
+                self.carrier = queues.register(connection, os.getpid(), self.clock.wall())
+                self._lock = os.open(_lock_path(self.path, self.carrier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._database = database
+        return self._database
+
+    def _listen(self) -> None:
+        if self._bell is None:
+            self._bell = Bell(self.path)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._bell.socket, self._heard)
+            self._ticking = loop.create_task(self._tick())
+
+    def _heard(self) -> None:
+        assert self._bell is not None
+        self._tell(self._bell.heard())
+
+    def _tell(self, told: set[str]) -> None:
+        if told:
+            for listener in self.listeners:
+                listener(told)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(CHORES_EVERY)
+            if await self.read(self._orphans):
+                await self.write(self._adopt)
+            for listener in self.listeners:
+                listener(set())
+
+    def _orphans(self, connection: sqlite3.Connection) -> list[int]:
+        """The carriers that are dead."""
+        others = connection.execute("SELECT id FROM carriers WHERE id <> ?", (self.carrier,)).fetchall()
+        return [number for (number,) in others if not _alive(self.path, number)]
+
+    def _adopt(self, connection: sqlite3.Connection, told: set[str]) -> None:
+        """Give back what dead carriers had been lent."""
+        for number in self._orphans(connection):
+            queues.release(connection, number)
+            log.warning("carrier %d is dead: what it had is lent again", number)
+            _lock_path(self.path, number).unlink(missing_ok=True)
+        self._chores(connection)
+
+    async def close(self) -> None:
+        """Give everything back, and let go of the file.  May be called twice."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+        if self._bell is not None:
+            asyncio.get_running_loop().remove_reader(self._bell.socket)
+            self._bell.close()
+            self._bell = None
+        if self._database is not None:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._leave)
+        self._executor.shutdown()
+
+    def _leave(self) -> None:
+        assert self._database is not None
+        try:
+            with self._database.writing() as connection:
+                queues.release(connection, self.carrier)
+        except BrokerError as error:
+            log.warning("%s; the next one finds what this carrier had", error)
+        self._database.close()
+        self._database = None
+        os.close(self._lock)
+        _lock_path(self.path, self.carrier).unlink(missing_ok=True)
+
+
+def _lock_path(path: Path, carrier: int) -> Path:
+    return places(path) / f"carrier-{carrier}"
+
+
+def _alive(path: Path, carrier: int) -> bool:
+    """Whether somebody holds the lock of `carrier`."""
+    try:
+        file = os.open(_lock_path(path, carrier), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False

@@ -1,0 +1,102 @@
+"""Sends workitems into the file: a transaction a call, in the caller's own thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite.bell import Bell, ring
+from taskqueue.brokers.sqlite.database import Database
+from taskqueue.clock import Clock
+from taskqueue.workitem import Workitem, worker_queue
+
+__all__ = ["SQLiteProducer"]
+
+LOOK_EVERY = 1.0  # seconds between looks for replies that nobody rang for
+
+
+class SQLiteProducer:
+    """The producer contract.  After a fork the child has a connection of its own: a handle must not be carried over."""
+
+    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._using = threading.Lock()
+        self._pid = 0
+        self._database: Database | None = None
+        self._reply_queue = ""
+        self._bell: Bell | None = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Database]:
+        with self._using:
+            if self._database is None or self._pid != os.getpid():
+                # What a parent process had open is left alone: closing it here would drop the parent's locks.
+                self._database = Database(self._path, synchronous=self._synchronous)
+                self._pid = os.getpid()
+                self._reply_queue, self._bell = "", None
+            yield self._database
+
+    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+        named = [workitem.named() for workitem in workitems]
+        if reply:
+            reply_to = self._listen()
+            named = [replace(w, reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
+        items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
+        told = {name for name, _ in items}
+        with self._opened() as database:
+            with database.writing() as connection:
+                for name in told:
+                    queues.declare(connection, name)
+                queues.put(connection, items, self._clock.wall())
+            ring(self._path, told)
+        return [workitem.id for workitem in named]
+
+    def _listen(self) -> str:
+        with self._opened() as database:
+            if self._bell is None:
+                self._bell = Bell(self._path)
+                self._reply_queue = f"{queues.REPLIES}{uuid.uuid4().hex}"
+                with database.writing() as connection:
+                    queues.declare(connection, self._reply_queue)
+            return self._reply_queue
+
+    def next_reply(self, *, timeout: float | None) -> Workitem | None:
+        reply_to = self._listen()
+        bell = self._bell
+        assert bell is not None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._opened() as database:
+                with database.reading() as connection:
+                    there = queues.ready(connection, reply_to, self._clock.wall())
+                if there:
+                    with database.writing() as connection:
+                        taken = queues.take(connection, reply_to)
+                    if taken is not None:
+                        return taken
+            left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
+            if left <= 0:
+                return None
+            select.select([bell.socket], [], [], left)
+            bell.heard()
+
+    def close(self) -> None:
+        if self._database is None or self._pid != os.getpid():
+            return
+        with self._opened() as database:
+            if self._bell is not None:
+                self._bell.close()
+                with database.writing() as connection:
+                    queues.forget(connection, self._reply_queue)
+            database.close()
+            self._database = None

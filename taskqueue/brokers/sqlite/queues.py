@@ -1,0 +1,158 @@
+"""What is done inside one transaction.  No transaction begins or ends here."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, from_row, to_row
+from taskqueue.outcome import Effects
+from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem
+
+__all__ = [
+    "REPLIES",
+    "claim",
+    "declare",
+    "end",
+    "exists",
+    "forget",
+    "next_due",
+    "put",
+    "ready",
+    "register",
+    "release",
+    "take",
+    "trim",
+]
+
+REPLIES = "taskqueue.reply."
+"""What the names of reply queues begin with; they exist as long as their client."""
+
+_PLACES = ",".join("?" * len(COLUMNS.split(",")))
+_FIELDS = "id, type, reference, attempt, crashes, failures, properties, body"
+
+
+def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], now: float) -> None:
+    """Store workitems in queues, in order."""
+    connection.executemany(
+        f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})", [to_row(queue, item, now) for queue, item in items]
+    )
+
+
+def declare(connection: sqlite3.Connection, queue: str) -> bool:
+    """Make `queue`; False where it was there."""
+    return connection.execute("INSERT OR IGNORE INTO queues VALUES (?)", (queue,)).rowcount == 1
+
+
+def exists(connection: sqlite3.Connection, queue: str) -> bool:
+    """Whether there is such a queue."""
+    return connection.execute("SELECT 1 FROM queues WHERE name = ?", (queue,)).fetchone() is not None
+
+
+def forget(connection: sqlite3.Connection, queue: str) -> None:
+    """Remove `queue` with all that is in it."""
+    connection.execute("DELETE FROM queues WHERE name = ?", (queue,))
+    connection.execute("DELETE FROM workitems WHERE queue = ?", (queue,))
+
+
+def register(connection: sqlite3.Connection, pid: int, now: float) -> int:
+    """The number of a new carrier."""
+    number = connection.execute("INSERT INTO carriers (pid, since) VALUES (?, ?)", (pid, now)).lastrowid
+    assert number is not None
+    return number
+
+
+def ready(connection: sqlite3.Connection, queue: str, now: float) -> bool:
+    """Whether a claim from `queue` may find anything.  Reads only."""
+    sql = f"SELECT 1 FROM workitems WHERE state = {WAITING} AND queue = ? LIMIT 1"
+    due = f"SELECT 1 FROM workitems WHERE state = {SCHEDULED} AND due <= ? LIMIT 1"
+    return bool(connection.execute(sql, (queue,)).fetchone() or connection.execute(due, (now,)).fetchone())
+
+
+def next_due(connection: sqlite3.Connection) -> float | None:
+    """When the next workitem becomes due, POSIX seconds; None: none is scheduled."""
+    due: float | None = connection.execute(f"SELECT min(due) FROM workitems WHERE state = {SCHEDULED}").fetchone()[0]
+    return due
+
+
+def claim(
+    connection: sqlite3.Connection, queue: str, limit: int, carrier: int, now: float
+) -> list[tuple[int, Workitem]]:
+    """Lend up to `limit` workitems to `carrier`: sequence number and workitem, first to last."""
+    connection.execute(
+        f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
+    )
+    _drop_expired(connection, queue, now)
+    rows = connection.execute(
+        f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
+            SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
+        ) RETURNING priority, seq, {_FIELDS}""",
+        (carrier, queue, limit),
+    ).fetchall()
+    rows.sort(key=lambda row: (-row[0], row[1]))  # RETURNING has no order
+    return [(row[1], from_row(row[2:])) for row in rows]
+
+
+def take(connection: sqlite3.Connection, queue: str) -> Workitem | None:
+    """Take the first workitem out of `queue` for good."""
+    row = connection.execute(
+        f"""DELETE FROM workitems WHERE seq = (
+            SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT 1
+        ) RETURNING {_FIELDS}""",
+        (queue,),
+    ).fetchone()
+    return None if row is None else from_row(row)
+
+
+def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> None:
+    expired = connection.execute(
+        f"DELETE FROM workitems WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_FIELDS}",
+        (queue, now),
+    ).fetchall()
+    if expired and queue != DROPPED:
+        death = {"x-death": [{"reason": "expired", "queue": queue}]}
+        items = [from_row(row) for row in expired]
+        put(connection, [(DROPPED, replace(i, expiration=None, headers={**i.headers, **death})) for i in items], now)
+
+
+def end(connection: sqlite3.Connection, number: int, carrier: int, effects: Effects, now: float) -> bool:
+    """End one delivery with its effects; False where it is not `carrier`'s any more, and nothing was done."""
+    fence: tuple[Any, ...] = (number, carrier)
+    if not effects.ends:
+        sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE seq = ? AND carrier = ? AND state = {LENT}"
+        return connection.execute(sql, fence).rowcount == 1
+    sql = f"DELETE FROM workitems WHERE seq = ? AND carrier = ? AND state = {LENT}"
+    if connection.execute(sql, fence).rowcount != 1:
+        return False
+    for send in effects.sends:
+        if not send.queue.startswith(REPLIES):
+            declare(connection, send.queue)
+    put(connection, [(s.queue, s.workitem) for s in effects.sends if exists(connection, s.queue)], now)
+    return True
+
+
+def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:
+    """Give back what `carrier` was lent: these, or all, and then it is forgotten."""
+    sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE state = {LENT} AND carrier = ?"
+    if numbers is None:
+        connection.execute(sql, (carrier,))
+        connection.execute("DELETE FROM carriers WHERE id = ?", (carrier,))
+    else:
+        connection.executemany(f"{sql} AND seq = ?", [(carrier, number) for number in numbers])
+
+
+def trim(connection: sqlite3.Connection, results: str, results_max_length: int, oldest_dead: float) -> None:
+    """Drop the oldest results beyond `results_max_length`, and dead letters that died before `oldest_dead`."""
+    beyond = connection.execute(
+        f"SELECT seq FROM workitems WHERE queue = ? AND state = {WAITING} "
+        "ORDER BY priority DESC, seq DESC LIMIT 1 OFFSET ?",
+        (results, results_max_length),
+    ).fetchone()
+    if beyond:
+        connection.execute("DELETE FROM workitems WHERE queue = ? AND seq <= ?", (results, beyond[0]))
+    connection.execute(
+        "DELETE FROM workitems WHERE queue = ? AND json_extract(properties, '$.headers.died') < ?",
+        (DEAD_LETTERS, oldest_dead),
+    )

@@ -1,0 +1,133 @@
+"""What is in the file, and how a workitem is written down there."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from taskqueue.workitem import Workitem
+
+__all__ = ["APPLICATION_ID", "COLUMNS", "LENT", "SCHEDULED", "SCHEMA", "VERSION", "WAITING", "from_row", "to_row"]
+
+APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
+VERSION = 1
+
+WAITING, SCHEDULED, LENT = 0, 1, 2
+
+# AUTOINCREMENT: without it the number of a row that was deleted may come again, and order and fences break.
+# The indexes are partial, so that each holds only the rows that its question is about.
+SCHEMA = f"""
+CREATE TABLE workitems (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    due REAL,
+    expires REAL,
+    carrier INTEGER,
+    id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    reference TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    crashes INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    properties TEXT NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX waiting ON workitems (queue, priority DESC, seq) WHERE state = {WAITING};
+CREATE INDEX scheduled ON workitems (due) WHERE state = {SCHEDULED};
+CREATE INDEX lent ON workitems (carrier) WHERE state = {LENT};
+CREATE INDEX expiring ON workitems (expires) WHERE expires IS NOT NULL;
+CREATE TABLE queues (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE carriers (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, since REAL NOT NULL) STRICT;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+"""
+
+COLUMNS = "queue, state, priority, due, expires, id, type, reference, attempt, crashes, failures, properties, body"
+_TEXTS = ("content_type", "content_encoding", "correlation_id", "reply_to")
+
+
+def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
+    """The values of COLUMNS for `workitem` in `queue`."""
+    properties: dict[str, Any] = {name: value for name in _TEXTS if (value := getattr(workitem, name))}
+    if workitem.headers:
+        properties["headers"] = dict(workitem.headers)
+    if workitem.others:
+        properties["others"] = dict(workitem.others)
+    if workitem.timestamp is not None:
+        properties["timestamp"] = workitem.timestamp
+    if workitem.priority is not None:
+        properties["priority"] = workitem.priority
+    if workitem.expiration is not None:
+        properties["expiration"] = workitem.expiration
+    scheduled = workitem.due is not None and workitem.due > now
+    return (
+        queue,
+        SCHEDULED if scheduled else WAITING,
+        workitem.priority or 0,
+        workitem.due if scheduled else None,
+        None if workitem.expiration is None else now + workitem.expiration,
+        workitem.id,
+        workitem.type,
+        workitem.reference,
+        workitem.attempt,
+        workitem.crashes,
+        workitem.failures,
+        json.dumps(properties, default=_encode, separators=(",", ":")) if properties else "",
+        workitem.body,
+    )
+
+
+def from_row(row: tuple[Any, ...]) -> Workitem:
+    """The workitem of a row: id, type, reference, attempt, crashes, failures, properties, body."""
+    id, type, reference, attempt, crashes, failures, properties, body = row
+    more: dict[str, Any] = json.loads(properties, object_hook=_decode) if properties else {}
+    return Workitem(
+        id=id,
+        type=type,
+        reference=reference,
+        attempt=attempt,
+        crashes=crashes,
+        failures=failures,
+        body=body,
+        **more,
+    )
+
+
+# JSON knows neither bytes nor times: they are objects with one member, whose name nobody uses by chance.
+_BYTES, _TIME, _DECIMAL = "taskqueue:bytes", "taskqueue:time", "taskqueue:decimal"
+
+
+def _encode(value: object) -> object:
+    match value:
+        case bytes():
+            return {_BYTES: base64.b64encode(value).decode()}
+        case datetime():
+            return {_TIME: value.timestamp()}
+        case Decimal():
+            return {_DECIMAL: str(value)}
+        case Mapping():
+            return dict(value)
+        case _:
+            return str(value)
+
+
+def _decode(members: dict[str, Any]) -> object:
+    match members:
+        case {"taskqueue:bytes": str(text)}:
+            try:
+                return base64.b64decode(text, validate=True)
+            except binascii.Error:
+                return members
+        case {"taskqueue:time": float() | int() as seconds}:
+            return datetime.fromtimestamp(seconds, UTC)
+        case {"taskqueue:decimal": str(text)}:
+            return Decimal(text)
+        case _:
+            return members
