@@ -39,16 +39,29 @@ def open_directory() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(300)
-def test_the_quick_start_works_as_it_stands(open_directory: Path, amqp_url: str) -> None:
+def test_the_commands_work_as_they_stand(open_directory: Path, amqp_url: str) -> None:
     copy, target = open_directory / "checkout", open_directory / "try"
     shutil.copytree(TOP, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "__pycache__"))
-    script = "\n".join(commands((TOP / "README.md").read_text(), "Quick start")).replace("/tmp/try", str(target))
-    assert "send --wait filestat" in script
+    text = (TOP / "README.md").read_text()
+    alone, rabbitmq = commands(text, "Quick start"), commands(text, "With RabbitMQ")
+    installing, running = alone[:2], alone[2:]
+    assert any("send --wait filestat" in command for command in running)
+    script = "\n".join(
+        [
+            *installing,
+            f"export TASKQUEUE_URL=sqlite:///{open_directory}/queue.db",  # not the place of this machine's root
+            *running,
+            *(f"while [ -e {target}/{name}.pid ]; do sleep 0.1; done" for name in ("workerpool", "dispatcher")),
+            f"export TASKQUEUE_URL='{amqp_url}'",
+            *rabbitmq,
+            *running,
+        ]
+    ).replace("/tmp/try", str(target))
 
     run = subprocess.run(
         ["sh", "-eu", "-c", script],
         cwd=copy,
-        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(open_directory), "TASKQUEUE_URL": amqp_url, **pip()},
+        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(open_directory), **pip()},
         capture_output=True,
         text=True,
         check=False,
@@ -56,9 +69,9 @@ def test_the_quick_start_works_as_it_stands(open_directory: Path, amqp_url: str)
     )
 
     assert run.returncode == 0, run.stdout + run.stderr
-    result = json.loads(next(line for line in run.stdout.splitlines() if line.startswith("{")))
-    assert result["path"] == "/etc/hostname"
-    assert result["size"] == Path("/etc/hostname").stat().st_size
+    results = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [result["path"] for result in results] == ["/etc/hostname"] * 2
+    assert {result["size"] for result in results} == {Path("/etc/hostname").stat().st_size}
 
 
 def pip() -> dict[str, str]:
