@@ -20,6 +20,7 @@ from taskqueue.brokers.amqp.settling import Session, Settling
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, BrokerUnavailable
 from taskqueue.outcome import Dead, Outcome, Retry
+from taskqueue.workitem import DEAD_LETTERS
 
 __all__ = ["AMQPConsumer"]
 
@@ -92,7 +93,9 @@ class AMQPConsumer:
 
     async def _subscribe(self) -> None:
         connection = await self._link.connect()
-        await self._link.declare(self.queue)
+        # What its workitems end in, too: a queue that has just been made keeps the first ones waiting.
+        for queue in (self.queue, self._link.options.results_queue, DEAD_LETTERS):
+            await self._link.declare(queue)
         await self._uninterrupted(self._begin(lambda reason: Channel.open(connection, reason)))
 
     async def _uninterrupted(self, work: Coroutine[Any, Any, None]) -> None:

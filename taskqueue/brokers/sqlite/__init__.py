@@ -30,9 +30,8 @@ class SQLiteBroker:
         self._consumers: list[SQLiteConsumer] = []
 
     def _chores(self, connection: sqlite3.Connection) -> None:
-        options = self._options
-        oldest_dead = self._clock.wall() - options.dead_retention
-        queues.trim(connection, options.results_queue, options.results_max_length, oldest_dead)
+        options, now = self._options, self._clock.wall()
+        queues.trim(connection, options.results_queue, options.results_max_length, options.dead_retention, now)
 
     def producer(self) -> Producer:
         return SQLiteProducer(self._path, self._synchronous, self._clock)

@@ -22,6 +22,14 @@ __all__ = ["Database", "places"]
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for somebody who writes without our lock files, such as an sqlite3 shell."""
 _REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "ncpfs"))
+_REMEDIES = (  # beginnings of sqlite_errorname (https://www.sqlite.org/rescode.html), and what is to be done
+    ("SQLITE_FULL", "the disk is full; nothing of this was stored, and nothing is lost: make room"),
+    ("SQLITE_READONLY", "it can't be written; give this user the right to write the file and its directory"),
+    ("SQLITE_CANTOPEN", "it can't be opened or made; does its directory exist, and may this user write there?"),
+    ("SQLITE_NOTADB", "it is no SQLite file; name another file in the URL"),
+    ("SQLITE_CORRUPT", "it is damaged; stop all daemons, and save what can be read with sqlite3's .recover"),
+    ("SQLITE_IOERR", "the disk reports an error ({name}); look at the system's log"),
+)
 
 
 class Database:
@@ -112,12 +120,21 @@ class Database:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise BrokerUnavailable(f"{self.path}: another program has held it for {BUSY_TIMEOUT:g} s") from None
-            raise BrokerError(f"{self.path}: {_remedy(name, error)}") from None
+            raise BrokerError(f"{self.path}: {self._remedy(name, error)}") from None
         except sqlite3.DatabaseError as error:
             name = getattr(error, "sqlite_errorname", "")
-            raise BrokerError(f"{self.path}: {_remedy(name, error)}") from None
+            raise BrokerError(f"{self.path}: {self._remedy(name, error)}") from None
         except OSError as error:
             raise BrokerError(f"{error.filename or self.path}: {error.strerror}") from None
+
+    def _remedy(self, name: str, error: sqlite3.Error) -> str:
+        """What is wrong, in words that say what to do."""
+        if name.startswith("SQLITE_IOERR") and not _room(self.path.parent):
+            name = "SQLITE_FULL"  # SQLite says so only where it is the file itself that can't grow
+        for prefix, text in _REMEDIES:
+            if name.startswith(prefix):
+                return text.format(name=name)
+        return str(error)
 
     def close(self) -> None:
         """Let go of the file.  May be called twice."""
@@ -127,18 +144,10 @@ class Database:
             os.close(file)
 
 
-def _remedy(name: str, error: sqlite3.Error) -> str:
-    for prefix, text in (
-        ("SQLITE_FULL", "the disk is full; nothing of this was stored, and nothing is lost: make room"),
-        ("SQLITE_READONLY", "it can't be written; give this user the right to write the file and its directory"),
-        ("SQLITE_CANTOPEN", "it can't be opened or made; does its directory exist, and may this user write there?"),
-        ("SQLITE_NOTADB", "it is no SQLite file; name another file in the URL"),
-        ("SQLITE_CORRUPT", "it is damaged; stop all daemons, and save what can be read with sqlite3's .recover"),
-        ("SQLITE_IOERR", f"the disk reports an error ({name}); look at the system's log"),
-    ):
-        if name.startswith(prefix):
-            return text
-    return str(error)
+def _room(directory: Path) -> bool:
+    """Whether there is room for SQLite's next step, which is of tens of KiB."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize > 256 * 1024
 
 
 def places(path: Path) -> Path:

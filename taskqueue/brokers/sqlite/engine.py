@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
+import itertools
 import logging
 import os
 import random
@@ -28,7 +30,8 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, set[str]], T]
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
-CHORES_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, what has become due or old
+LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed
+CHORES_EVERY = 60  # looks between removals of what is kept for a time, or up to a number, only
 
 
 @dataclass(slots=True, eq=False)
@@ -83,24 +86,27 @@ class Engine:
             with self._open().reading() as connection:
                 return work(connection)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, reading)
+        return await self._in_thread(reading)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Have `call` done in the thread of the connection; a fault is waited out."""
+        loop = asyncio.get_running_loop()
+        for failures in itertools.count():
+            try:
+                result = await loop.run_in_executor(self._executor, call)
+            except BrokerError as error:
+                log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
+                delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
+                await asyncio.sleep(delay)
+            else:
+                self._listen()
+                return result
+        raise AssertionError("unreachable")
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
         while self._pending:
             batch, self._pending = self._pending, []
-            try:
-                results, told = await loop.run_in_executor(self._executor, self._transaction, batch)
-            except BrokerError as error:
-                delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
-                log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
-                failures += 1
-                self._pending = batch + self._pending
-                await asyncio.sleep(delay)
-                continue
-            failures = 0
-            self._listen()
+            results, told = await self._in_thread(functools.partial(self._transaction, batch))
             for operation, result in zip(batch, results, strict=True):
                 operation.then(result)
                 if not operation.done.done():
@@ -126,11 +132,17 @@ class Engine:
         return self._database
 
     def _listen(self) -> None:
-        if self._bell is None:
+        """Once the file is open: hear its bell, and look now and then for what nobody rang for."""
+        if self._ticking is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._ticking = loop.create_task(self._tick())
+        try:
             self._bell = Bell(self.path)
-            loop = asyncio.get_running_loop()
+        except OSError as error:
+            log.warning("%s: no bell (%s): work is found by looking every %g s", self.path, error, LOOK_EVERY)
+        else:
             loop.add_reader(self._bell.socket, self._heard)
-            self._ticking = loop.create_task(self._tick())
 
     def _heard(self) -> None:
         assert self._bell is not None
@@ -142,8 +154,10 @@ class Engine:
                 listener(told)
 
     async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(CHORES_EVERY)
+        for turn in itertools.count():
+            await asyncio.sleep(LOOK_EVERY)
+            if turn % CHORES_EVERY == 0:
+                await self.write(lambda connection, told: self._chores(connection))
             if await self.read(self._orphans):
                 await self.write(self._adopt)
             for listener in self.listeners:
@@ -160,7 +174,6 @@ class Engine:
             queues.release(connection, number)
             log.warning("carrier %d is dead: what it had is lent again", number)
             _lock_path(self.path, number).unlink(missing_ok=True)
-        self._chores(connection)
 
     async def close(self) -> None:
         """Give everything back, and let go of the file.  May be called twice."""

@@ -111,7 +111,7 @@ def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> Non
         f"DELETE FROM workitems WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_FIELDS}",
         (queue, now),
     ).fetchall()
-    if expired and queue != DROPPED:
+    if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         items = [from_row(row) for row in expired]
         put(connection, [(DROPPED, replace(i, expiration=None, headers={**i.headers, **death})) for i in items], now)
@@ -143,8 +143,10 @@ def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int]
         connection.executemany(f"{sql} AND seq = ?", [(carrier, number) for number in numbers])
 
 
-def trim(connection: sqlite3.Connection, results: str, results_max_length: int, oldest_dead: float) -> None:
-    """Drop the oldest results beyond `results_max_length`, and dead letters that died before `oldest_dead`."""
+def trim(
+    connection: sqlite3.Connection, results: str, results_max_length: int, dead_retention: float, now: float
+) -> None:
+    """Drop the oldest results beyond `results_max_length`, and dead letters that have been seen for longer."""
     beyond = connection.execute(
         f"SELECT seq FROM workitems WHERE queue = ? AND state = {WAITING} "
         "ORDER BY priority DESC, seq DESC LIMIT 1 OFFSET ?",
@@ -152,7 +154,8 @@ def trim(connection: sqlite3.Connection, results: str, results_max_length: int, 
     ).fetchone()
     if beyond:
         connection.execute("DELETE FROM workitems WHERE queue = ? AND seq <= ?", (results, beyond[0]))
+    connection.execute("DELETE FROM workitems WHERE expires <= ? AND queue = ?", (now, DEAD_LETTERS))
     connection.execute(
-        "DELETE FROM workitems WHERE queue = ? AND json_extract(properties, '$.headers.died') < ?",
-        (DEAD_LETTERS, oldest_dead),
+        f"UPDATE workitems SET expires = ? WHERE queue = ? AND state = {WAITING} AND expires IS NULL",
+        (now + dead_retention, DEAD_LETTERS),
     )
