@@ -72,7 +72,7 @@ class Loop:
                 self.discarded += 1
                 log.warning(
                     "workitem %s of %s: its delivery was lost, somebody else has it now; %s discarded",
-                    ended.delivery.workitem.id,
+                    ended.delivery.workitem.id or "without an id",
                     ended.delivery.queue,
                     type(ended.outcome).__name__,
                 )
