@@ -205,9 +205,11 @@ class Channel:
         self._pending: dict[int, _Pending] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not connection.is_open:
+            raise BrokerUnavailable("the connection is closed")
         try:
             self.raw = connection.channel(on_open_callback=self._open)
-        except pika.exceptions.AMQPError as error:  # closing, or no channel is free
+        except pika.exceptions.AMQPError as error:  # no channel is free
             raise BrokerUnavailable(_cause(error)) from None
         self.raw.add_on_close_callback(lambda _, reason: self._ended(reason))
         self.raw.add_on_return_callback(self._returned)

@@ -141,6 +141,7 @@ class _Line:
         self._options = options
         self._link: Link | None = None
         self._replies = replies
+        self._closing = False
         self._reply_queue = f"taskqueue.reply.{uuid.uuid4().hex}"
         self._reply_channel: Channel | None = None
         self._channel: Channel | None = None
@@ -223,6 +224,8 @@ class _Line:
 
     def _deaf(self, _: str) -> None:
         """Replies may come while nobody sends: listen again, without waiting for the next `send`."""
+        if self._closing:
+            return
         task = asyncio.get_running_loop().create_task(patiently(self._listen_again, "replies"))
         self._listening.add(task)
         task.add_done_callback(self._listens)
@@ -266,6 +269,7 @@ class _Line:
         return verdicts
 
     async def close(self) -> None:
+        self._closing = True
         for task in self._listening:
             task.cancel()
         if self._reply_channel is not None and not self._reply_channel.closed:
