@@ -74,7 +74,7 @@ class TestTheWorkerManager:
         pool.stop()
 
         assert "stop_timeout of 0.5 s: killed; what it ran is released, and will run again" in pool.log
-        assert (system.depth("worker_record"), system.depth("results")) == (1, None)
+        assert (system.depth("worker_record"), system.depth("results")) == (1, 0)
         pool = system.workerpool(system.config(record(system)), ready=2)
         assert result_ids(system, 1) == Counter(["long"])
         assert events(system, "start") == [("long", 1), ("long", 1)]
@@ -90,7 +90,7 @@ class TestTheWorkerManager:
         pool.stop(timeout=30)
 
         assert "what runs is killed, and will run again" in pool.log
-        assert (system.depth("worker_record"), system.depth("results")) == (1, None)
+        assert (system.depth("worker_record"), system.depth("results")) == (1, 0)
 
     def test_a_process_that_is_still_loading_holds_up_no_stop(self, system: System) -> None:
         pool = system.workerpool(system.config(NONE + "[slow-setup]\nworkers = 1\nseconds = 1\n"))
