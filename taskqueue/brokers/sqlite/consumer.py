@@ -95,7 +95,7 @@ class SQLiteConsumer:
             for tag, effect in todo.items():
                 if queues.end(connection, tag, engine.carrier, effect, now):
                     counted.add(tag)
-                    told.update(send.queue for send in effect.sends)
+                    told.update((send.queue for send in effect.sends) if effect.ends else (self._queue,))
             return counted, queues.claim(connection, self._queue, room, engine.carrier, now) if room else []
 
         def then(result: tuple[set[int], Claimed]) -> None:
@@ -120,14 +120,14 @@ class SQLiteConsumer:
 
     async def pause(self) -> None:
         self._paused = True
-        await self._give_back(self._ready)
+        await self._engine.write(_nothing)  # what a transaction under way still lends has come then
+        ready = list(self._ready)
+        self._ready.clear()
+        await self._give_back(ready)
         self._wake.set()  # a receive that is waiting goes on
 
-    async def _give_back(self, deliveries: deque[Delivery]) -> None:
-        """Also what a transaction that is under way is still lending: it comes before this one in the file."""
-        await self._engine.write(lambda connection, told: None)
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         tags = [delivery.tag for delivery in deliveries]
-        deliveries.clear()
         for tag in tags:
             self._lent.pop(tag, None)
 
@@ -145,4 +145,9 @@ class SQLiteConsumer:
         self._ready.clear()
         self._engine.listeners.remove(self._rung)
         self._wake.set()
-        await self._give_back(deque(self._lent.values()))
+        await self._engine.write(_nothing)
+        await self._give_back(list(self._lent.values()))
+
+
+def _nothing(connection: sqlite3.Connection, told: set[str]) -> None:
+    """A transaction that only comes after those before it."""
