@@ -53,7 +53,6 @@ class Capabilities:
 
     several_hosts: bool = True
     priorities: bool = False
-    store: bool = False
 
 
 class Lease:

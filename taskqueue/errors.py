@@ -4,11 +4,10 @@ TaskQueueError
 ├── ConfigError              config.ini is wrong: file, line, section, option, value, what would be right
 ├── PluginError              an entry point did not load, or a worker process of its group can't start
 ├── FormatError              bytes are not a workitem; never retried
-├── BrokerError
-│   ├── BrokerUnavailable    try again later; the same call is safe
-│   ├── SendFailed           the broker is there and did not take a workitem
-│   └── Unsupported          this backend does not do that; says which does
-└── TaskFailure              the task ran and failed; carries the remote traceback
+└── BrokerError
+    ├── BrokerUnavailable    try again later; the same call is safe
+    ├── SendFailed           the broker is there and did not take a workitem
+    └── Unsupported          this backend does not do that; says which does
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ __all__ = [
     "FormatError",
     "PluginError",
     "SendFailed",
-    "TaskFailure",
     "TaskQueueError",
     "Unsupported",
 ]
@@ -75,12 +73,3 @@ class SendFailed(BrokerError):
 
 class Unsupported(BrokerError):
     """This backend does not do that; the message says which does."""
-
-
-class TaskFailure(TaskQueueError):
-    """A task ran and failed.  `error` is one line, `traceback` the remote traceback or empty."""
-
-    def __init__(self, error: str, traceback: str = "") -> None:
-        self.error = error
-        self.traceback = traceback
-        super().__init__(error)
