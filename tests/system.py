@@ -309,7 +309,7 @@ class System:
     def collect(self, queue: str, count: int, *, timeout: float = PATIENCE) -> list[Message]:
         """Take `count` messages from `queue`; fails with what came where they are fewer in time."""
         deadline = time.monotonic() + timeout
-        until(lambda: self.depth(queue) is not None, f"queue {queue}", timeout=timeout)
+        until(lambda: self.depth(queue), f"something in queue {queue}", timeout=timeout)
         channel = self.connection.channel()
         channel.basic_qos(prefetch_count=min(count, 500))
         found: list[Message] = []

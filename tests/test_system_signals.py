@@ -133,6 +133,12 @@ class TestTheWorkerManager:
         assert not any(map(alive, whoami))
         assert pool.carriers == carriers
 
+        assert "DEBUG" not in pool.log
+        reload(config(2, 0, "two"), 2, log_level="debug")
+        pool.logged("DEBUG.*worker process [0-9]+ of echo started")
+        reload(config(1, 0, "two"), 1)
+        carriers = pool.carriers
+
         before = pool.workers
         system.write("[echo]\nworkers = many\n")
         pool.signal(signal.SIGHUP)

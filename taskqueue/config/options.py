@@ -80,7 +80,7 @@ TASKQUEUE = _table(
         name="max_types",
         default="1000",
         parse=parsers.number(1),
-        meaning="How many queues are made for worker types at most; workitems of further types become dead letters.",
+        meaning="How many types a dispatcher makes queues for in one run; workitems of others become dead letters.",
     ),
     Option(
         name="results_max_length",

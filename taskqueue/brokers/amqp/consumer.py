@@ -147,7 +147,7 @@ class AMQPConsumer:
             await channel.call(consume)
         except BrokerUnavailable as error:
             if not session.lease.lost:  # it is the queue that does not answer
-                self._link.silent(self.queue)
+                self._link.forget(self.queue)
                 self._end(session, str(error))
             raise
         self._last_delivery = self._clock.monotonic()

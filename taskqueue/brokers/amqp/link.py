@@ -28,7 +28,8 @@ RIPE = 1.0
 """Seconds after which a new quorum queue survives the sudden death of its broker.
 
 RabbitMQ writes the names of new ones to disk half a second late: one that is younger is dead after a SIGKILL, with all
-that was confirmed on it.
+that was confirmed on it.  So an exchange leads to a queue only from then on, and whoever publishes through it needs to
+know nothing about the queue's age.
 """
 PROBE_TIMEOUT = 10.0
 """Seconds that a queue has to answer before it is taken for dead."""
@@ -63,10 +64,13 @@ class Link:
         self._attempt: asyncio.Task[Connection] | None = None
         self._admin: Channel | None = None
         self._declaring = asyncio.Lock()
-        self._known: set[str] = set()
-        self._made: dict[str, float] = {}  # quorum queues that this link has made, with the monotonic time
+        self._routed: set[str] = set()  # their exchange leads to them, until it says otherwise
+        self._bound: set[str] = set()  # that has been seen to
+        self._doubtful: set[str] = set()  # their exchange did not lead to them, or they did not answer
+        self._made: dict[str, float] = {}  # by this link, with the monotonic time
         self._suspect: set[str] = set()  # those of them that were young when the broker was last heard of
-        self._silent: set[str] = set()  # queues that did not answer
+        self._ripening: dict[str, asyncio.Task[None]] = {}
+        self._again: set[asyncio.Task[bool]] = set()
         self._closed = False
 
     async def connect(self) -> Connection:
@@ -99,7 +103,9 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
-        self._known.clear()  # after an outage nothing is taken for granted
+        self._routed.clear()  # after an outage nothing is taken for granted
+        self._doubtful |= self._ripening.keys()
+        self._ripening.clear()
         self._suspect |= {queue for queue, made in self._made.items() if connection.heard < made + RIPE}
         self._made.clear()
         if not self._closed:
@@ -113,13 +119,6 @@ class Link:
         connection.blocked = False
         log.warning("the broker takes messages again")
 
-    def ripens_in(self, queue: str) -> float:
-        """Seconds until a confirm on `queue` may be relied upon: 0 unless this link has only just made it."""
-        if queue in self._suspect:
-            return RIPE
-        made = self._made.get(queue)
-        return 0.0 if made is None else max(0.0, made + RIPE - SYSTEM.monotonic())
-
     def declaration(self, queue: str) -> Declaration | None:
         """How `queue` is made; None where it is not ours to make."""
         options = self.options
@@ -131,45 +130,69 @@ class Link:
             dead_retention=options.dead_retention,
         )
 
-    def known(self, queue: str) -> bool:
-        """Whether nothing has to be declared before publishing to `queue`."""
-        return queue in self._known
+    def routed(self, queue: str) -> bool:
+        """Whether `queue` may be published to without any wait."""
+        return queue in self._routed
 
     def forget(self, queue: str) -> None:
-        """`queue` turned out to be gone."""
-        self._known.discard(queue)
+        """Its exchange did not lead to `queue`, or it did not answer: it is asked, or made, before it is used again.
+
+        On a connection of its own, because RabbitMQ 3.10 ends a whole connection, a minute later, for a consumer that
+        a dead queue did not answer.
+        """
+        self._routed.discard(queue)
+        self._bound.discard(queue)
+        self._doubtful.add(queue)
 
     def doubt(self) -> None:
         """Something turned out to be gone: take no queue for granted."""
-        self._known.clear()
-
-    def silent(self, queue: str) -> None:
-        """`queue` did not answer: ask it on a connection of its own before it is used again.
-
-        RabbitMQ 3.10 ends a whole connection, a minute later, for a consumer that a dead queue did not answer.
-        """
-        self._silent.add(queue)
-        self.forget(queue)
+        self._routed.clear()
 
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist, and use it as it is where it does; True if it was made.
 
-        Raises BrokerUnavailable where the broker or the queue can't be reached.
+        It may be consumed from then; `route` is for those who publish to it.  Raises BrokerUnavailable where the
+        broker or the queue can't be reached.
         """
-        if queue in self._known:
+        if queue in self._routed or queue in self._ripening:
             return False
-        wanted = self.declaration(queue)
-        if wanted is None:
-            raise BrokerError(f"queue {queue!r} is not one that taskqueue makes")
+        wanted = self._wanted(queue)
         async with self._declaring:
             return await self._declare(wanted)
 
+    async def route(self, queue: str, *, unseen: bool = False) -> None:
+        """Return when `queue` exists and may be published to through its exchange.
+
+        Usually the exchange itself says, of each message, whether it leads to the queue.  `unseen` is for what reaches
+        the queue on another way: then it has to be certain.  Raises BrokerUnavailable.
+        """
+        if queue in (self._bound if unseen else self._routed):
+            return
+        await self.declare(queue)
+        if unseen and queue not in self._bound:
+            self._ripen(self._wanted(queue))
+        if queue in self._ripening:
+            await asyncio.shield(self._ripening[queue])
+
+    def _wanted(self, queue: str) -> Declaration:
+        wanted = self.declaration(queue)
+        if wanted is None:
+            raise BrokerError(f"queue {queue!r} is not one that taskqueue makes")
+        return wanted
+
     async def _declare(self, wanted: Declaration) -> bool:
         queue = wanted.queue
-        if queue in self._known:
+        if queue in self._routed or queue in self._ripening:
             return False
+        channel = await self._administration()
+        await channel.call(
+            lambda done: channel.raw.exchange_declare(
+                wanted.exchange, wanted.exchange_type, durable=True, callback=done
+            )
+        )
         exists = await self._ready(queue) is not None
-        if exists and (queue in self._suspect or queue in self._silent):
+        doubtful = queue in self._doubtful or queue in self._suspect
+        if exists and doubtful:
             exists = await self._answers_or_is_deleted(queue)
         if not exists:
             if wanted.arguments.get("x-dead-letter-routing-key") == DROPPED and (drops := self.declaration(DROPPED)):
@@ -179,10 +202,46 @@ class Link:
             except BrokerUnavailable:
                 if await self._ready(queue) is None:  # or somebody was faster, with other arguments
                     raise
-        if wanted.exchange:
-            await self._bind(wanted)
-        self._known.add(queue)
+        if doubtful or not exists:
+            self._ripen(wanted)
+        else:
+            self._routed.add(queue)
         return not exists
+
+    def _ripen(self, wanted: Declaration) -> None:
+        """Let the exchange lead to the queue when it is old enough, and nothing has happened to the broker."""
+        if wanted.queue in self._ripening or self._connection is None:
+            return
+        task = asyncio.get_running_loop().create_task(self._ripened(wanted, self._connection))
+        self._ripening[wanted.queue] = task
+        task.add_done_callback(lambda task: self._ripe(wanted.queue, task))
+
+    async def _ripened(self, wanted: Declaration, connection: Connection) -> None:
+        await asyncio.sleep(RIPE)
+        channel = await Channel.open(connection)  # a new connection would say nothing about this queue
+        await channel.call(
+            lambda done: channel.raw.queue_bind(wanted.queue, wanted.exchange, routing_key=wanted.queue, callback=done)
+        )
+        channel.close()
+        self._bound.add(wanted.queue)
+        self._routed.add(wanted.queue)
+        self._doubtful.discard(wanted.queue)
+
+    def _ripe(self, queue: str, task: asyncio.Task[None]) -> None:
+        if self._ripening.get(queue) is task:
+            del self._ripening[queue]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._doubtful.add(queue)
+            if not self._closed:
+                log.debug("queue %s: %s", queue, error)
+                again = asyncio.get_running_loop().create_task(patiently(lambda: self.declare(queue), f"queue {queue}"))
+                self._again.add(again)  # also where nobody here publishes to it: only its maker can heal it
+                again.add_done_callback(self._declared)
+
+    def _declared(self, again: asyncio.Task[bool]) -> None:
+        self._again.discard(again)
+        if not again.cancelled() and (error := again.exception()) is not None:
+            log.debug("%s", error)
 
     async def ready(self, queue: str) -> int | None:
         """How many messages wait in `queue`; None where it does not exist.  Raises BrokerUnavailable."""
@@ -213,10 +272,13 @@ class Link:
             await asyncio.wait_for(consume, PROBE_TIMEOUT)
         except TimeoutError:
             if queue not in self._suspect:
-                raise BrokerUnavailable("it does not answer (broken when the broker died? no majority?)") from None
+                delete = f"rabbitmqctl delete_queue -p {self._to.virtual_host} {queue}"
+                raise BrokerUnavailable(
+                    "it does not answer: its cluster has no majority, or it broke when its broker died just after it"
+                    f" was made; in that case delete it: {delete}"
+                ) from None
         else:
             self._suspect.discard(queue)
-            self._silent.discard(queue)
             return True
         finally:
             connection.drop()  # the channel of a dead queue answers nothing
@@ -224,28 +286,17 @@ class Link:
         channel = await self._administration()
         await channel.call(lambda done: channel.raw.queue_delete(queue, callback=done))
         self._suspect.discard(queue)
-        self._silent.discard(queue)
         return False
 
     async def _make(self, wanted: Declaration) -> None:
         channel = await self._administration()
-        quorum = wanted.arguments.get("x-queue-type") == "quorum"
-        if quorum:
-            self._made[wanted.queue] = SYSTEM.monotonic()  # it may exist even if the answer is never heard
+        self._made[wanted.queue] = SYSTEM.monotonic()  # it may exist even if the answer is never heard
         await channel.call(
             lambda done: channel.raw.queue_declare(
                 wanted.queue, durable=True, arguments=wanted.arguments, callback=done
             )
         )
-        if quorum:
-            self._made[wanted.queue] = SYSTEM.monotonic()
-
-    async def _bind(self, wanted: Declaration) -> None:
-        channel = await self._administration()
-        await channel.call(
-            lambda done: channel.raw.exchange_declare(wanted.exchange, "fanout", durable=True, callback=done)
-        )
-        await channel.call(lambda done: channel.raw.queue_bind(wanted.queue, wanted.exchange, callback=done))
+        self._made[wanted.queue] = SYSTEM.monotonic()
 
     async def _administration(self) -> Channel:
         connection = await self.connect()
@@ -256,8 +307,9 @@ class Link:
     async def close(self) -> None:
         """Close the connection; what is not acknowledged goes back.  May be called twice."""
         self._closed = True
-        if self._attempt is not None:
-            self._attempt.cancel()
+        for task in (self._attempt, *self._ripening.values(), *self._again):
+            if task is not None:
+                task.cancel()
         connection = self._connection
         if connection is not None and not connection.is_closed:
             ended = asyncio.Event()

@@ -59,7 +59,8 @@ class AMQPProducer:
                     return [workitem.id for workitem in sending.workitems]
                 except FutureTimeout:
                     if sending.heard == heard:
-                        raise BrokerUnavailable(f"no word from the broker within {SEND_TIMEOUT:g} s") from None
+                        why = sending.trouble or "no word from the broker"
+                        raise BrokerUnavailable(f"not confirmed within {SEND_TIMEOUT:g} s: {why}") from None
                     heard = sending.heard
         except CancelledError:
             raise BrokerError("the producer was closed") from None
@@ -122,13 +123,18 @@ async def _cancel_all() -> None:
 
 
 class _Sending:
-    """One call of `send`; `heard` counts the broker's words on its messages."""
+    """One call of `send`.
+
+    heard: how many of its messages the broker has confirmed.
+    trouble: why they are being sent again.
+    """
 
     def __init__(self, workitems: list[Workitem], queue: str, reply: bool) -> None:
         self.workitems = workitems
         self.queue = queue
         self.reply = reply
         self.heard = 0
+        self.trouble = ""
 
     def target(self, index: int) -> str:
         return self.queue or worker_queue(self.workitems[index].type)
@@ -161,11 +167,11 @@ class _Line:
                 if rounds and channel.code == PRECONDITION_FAILED:  # a message that is too long is so every time
                     refused = tuple(sending.workitems[index].id for index in open_ if verdicts[index] != "stored")
                     raise SendFailed(channel.closed, refused)
-                await self._ripen(link, connection, {sending.target(index) for index in open_})
             except BrokerUnavailable as error:
                 if not rounds:
                     raise
                 log.debug("sending again: %s", error)
+                sending.trouble = str(error)
                 verdicts = {}
             open_ = [index for index in open_ if verdicts.get(index) != "stored"]
             self._refuse(link, sending, open_, verdicts)
@@ -187,18 +193,6 @@ class _Line:
             raise SendFailed(f"no such queue: {', '.join(foreign)}", refused)
         for name in unroutable:
             link.forget(name)
-
-    async def _ripen(self, link: Link, connection: Connection, queues: set[str]) -> None:
-        """Wait until a confirm on each of `queues` may be relied upon.
-
-        Raises BrokerUnavailable where the broker died meanwhile.
-        """
-        wait, youngest = max((link.ripens_in(queue), queue) for queue in queues)
-        if wait:
-            await asyncio.sleep(wait)
-            await link.ready(youngest)
-            if not connection.is_open:
-                raise BrokerUnavailable("the connection was lost before the new queue was safe")
 
     async def _open(self, connection: Connection, opening: asyncio.Lock, *, reply: bool) -> Channel:
         async with opening:
@@ -240,9 +234,9 @@ class _Line:
             log.debug("replies: %s", error)
 
     async def _publish(self, link: Link, channel: Channel, sending: _Sending, open_: list[int]) -> dict[int, Verdict]:
-        for name in {sending.target(index) for index in open_}:
-            if not link.known(name) and link.declaration(name) is not None:
-                await link.declare(name)
+        declarations = {name: link.declaration(name) for name in {sending.target(index) for index in open_}}
+        await asyncio.gather(*(link.route(name) for name, declared in declarations.items() if declared is not None))
+        exchanges = {name: declared.exchange if declared else "" for name, declared in declarations.items()}
         verdicts: dict[int, Verdict] = {}
         room = asyncio.Semaphore(WINDOW)
         all_heard = asyncio.Event()
@@ -264,7 +258,8 @@ class _Line:
                 workitem = replace(
                     workitem, reply_to=self._reply_queue, correlation_id=workitem.correlation_id or workitem.id
                 )
-            channel.publish(sending.target(index), workitem.body, to_wire(workitem), listener(index))
+            target = sending.target(index)
+            channel.publish(target, workitem.body, to_wire(workitem), listener(index), exchange=exchanges[target])
         await all_heard.wait()
         return verdicts
 

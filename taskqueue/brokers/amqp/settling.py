@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease
@@ -114,11 +115,9 @@ class Settling:
                 continue
             todo = effects(delivery.workitem, item.outcome, item.rules, queue=delivery.queue, now=now)
             if todo.ends:
-                work.append((index, delivery, [_Target(send, now) for send in todo.sends]))
+                work.append((index, delivery, [self._target(send, now) for send in todo.sends]))
             else:
                 self._decide(index, self._session.give_back(delivery))
-        for queue in {target.queue for _, _, targets in work for target in targets}:
-            await self._declare(queue)
         for index, delivery, targets in work:
             self._publish(index, delivery, targets)
         if self._open:
@@ -129,12 +128,11 @@ class Settling:
         for index in range(len(self._ended)):
             self._decide(index, False)
 
-    async def _declare(self, queue: str) -> None:
-        if not self._link.known(queue) and self._link.declaration(queue) is not None:
-            try:
-                await self._link.declare(queue)
-            except BrokerUnavailable as error:
-                log.debug("queue %s: %s", queue, error)  # the publish says what became of it
+    def _target(self, send: Send, now: float) -> _Target:
+        due = send.workitem.due
+        delay = delay_exchange(delay_level(due - now)) if due is not None and due > now else ""
+        declaration = self._link.declaration(delay or send.queue)
+        return _Target(send, delay or send.queue, declaration.exchange if declaration else "", bool(delay))
 
     def _publish(self, index: int, delivery: Delivery, targets: Sequence[_Target]) -> None:
         waiting = len(targets)
@@ -143,53 +141,58 @@ class Settling:
             nonlocal waiting
             waiting -= 1
             if not waiting:
-                self._acknowledge_when_ripe(index, delivery, targets)
+                self._acknowledge(index, delivery)
 
         if not targets:
             self._acknowledge(index, delivery)
         for target in targets:
-            self._send(index, target, stored, 0)
+            if target.exchange and (target.delayed or not self._link.routed(target.queue)):
+                self._spawn(self._route(index, target, stored, 0))
+            else:
+                self._send(index, target, stored, 0)
+
+    async def _route(self, index: int, target: _Target, stored: Callable[[], None], failures: int) -> None:
+        if self._counted[index] is not None:
+            return
+        try:
+            if target.exchange:
+                await self._link.route(target.queue)
+            if target.delayed and self._link.declaration(target.send.queue) is not None:
+                await self._link.route(target.send.queue, unseen=True)
+        except BrokerUnavailable as error:
+            self._try_again(index, target, stored, failures, str(error))
+        else:
+            self._send(index, target, stored, failures)
 
     def _send(self, index: int, target: _Target, stored: Callable[[], None], failures: int) -> None:
         if self._counted[index] is not None or self._session.channel is None:
             return
 
         def heard(verdict: Verdict) -> None:
-            if verdict == "stored" or (verdict == "unroutable" and not target.send.required):
+            if verdict == "stored" or (verdict == "unroutable" and not target.send.required and not target.exchange):
                 stored()
             elif verdict == "lost":
                 self._decide(index, False)
             else:
-                self._try_again(index, target, stored, failures, verdict)
+                self._link.forget(target.queue)
+                why = "it does not exist" if verdict == "unroutable" else "the broker refused it"
+                self._try_again(index, target, stored, failures, why)
 
         workitem = target.send.workitem
-        properties = to_wire(workitem, delayed=bool(target.exchange))
+        properties = to_wire(workitem, delayed=target.delayed)
         self._session.channel.publish(target.send.queue, workitem.body, properties, heard, exchange=target.exchange)
 
-    def _try_again(
-        self, index: int, target: _Target, stored: Callable[[], None], failures: int, verdict: Verdict
-    ) -> None:
+    def _try_again(self, index: int, target: _Target, stored: Callable[[], None], failures: int, why: str) -> None:
         """The result is kept and sent again; the task is not run again for it."""
-        self._link.forget(target.queue)
-        if failures in (0, 5) or failures % 20 == 0:
-            why = "it does not exist" if verdict == "unroutable" else "the broker refused it"
+        if failures in (1, 5) or (failures and failures % 20 == 0):  # a queue may be too new at first
             log.warning("cannot send to queue %s: %s; trying on", target.queue, why)
         delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
 
         async def again() -> None:
             await asyncio.sleep(delay)
-            await self._declare(target.queue)
-            self._send(index, target, stored, failures + 1)
+            await self._route(index, target, stored, failures + 1)
 
         self._spawn(again())
-
-    def _acknowledge_when_ripe(self, index: int, delivery: Delivery, targets: Sequence[_Target]) -> None:
-        names = {name for target in targets for name in (target.queue, target.send.queue)}
-        wait = max(map(self._link.ripens_in, names))
-        if wait:
-            asyncio.get_running_loop().call_later(wait, self._acknowledge, index, delivery)
-        else:
-            self._acknowledge(index, delivery)
 
     def _acknowledge(self, index: int, delivery: Delivery) -> None:
         if self._counted[index] is None:
@@ -203,16 +206,14 @@ class Settling:
                 self._all.set_result(None)
 
 
+@dataclass(frozen=True, slots=True)
 class _Target:
-    """A send, the queue that must exist for it, and the exchange to publish to, with the send's queue as routing key.
+    """A send, the queue that gets it first, and the exchange to publish to, with the send's queue as routing key.
 
     Decided once: a moment later, the same delay may be of another level, whose queue does not exist yet.
     """
 
-    __slots__ = ("exchange", "queue", "send")
-
-    def __init__(self, send: Send, now: float) -> None:
-        due = send.workitem.due
-        self.send = send
-        self.exchange = delay_exchange(delay_level(due - now)) if due is not None and due > now else ""
-        self.queue = self.exchange or send.queue
+    send: Send
+    queue: str
+    exchange: str
+    delayed: bool

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.workitem import DEAD_LETTERS, DROPPED, INCOMING
 
-__all__ = ["DELAYS", "Declaration", "declaration", "delay_exchange", "delay_level"]
+__all__ = ["DELAYS", "QUEUES", "Declaration", "declaration", "delay_exchange", "delay_level"]
 
 DELAYS = tuple(250 << level for level in range(18))
 """Milliseconds of the delay queues: 250 ms to 9 hours.  A longer or odd delay passes through several."""
+QUEUES = "taskqueue.queues"
+"""The exchange through which our queues are published to: it leads to those that survive their broker's death."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """A queue with its arguments, and the fanout exchange in front of it, if any."""
+    """A queue with its arguments, and the exchange in front of it."""
 
     queue: str
     arguments: dict[str, Any]
-    exchange: str = ""
+    exchange: str = QUEUES
+    exchange_type: str = "direct"
 
 
 def delay_level(delay: float) -> int:
@@ -32,6 +36,7 @@ def delay_exchange(level: int) -> str:
     return f"taskqueue.delay.{level}"
 
 
+@functools.lru_cache(maxsize=4096)
 def declaration(
     queue: str, *, queue_type: str, results_queue: str, results_max_length: int, dead_retention: float
 ) -> Declaration | None:
@@ -49,7 +54,7 @@ def declaration(
         return Declaration(queue, {**quorum, **priority, **dropped, **safely})
     if queue.startswith("taskqueue.delay."):
         ttl = {"x-message-ttl": int(queue.rpartition(".")[2]), "x-dead-letter-exchange": ""}
-        return Declaration(queue, {**quorum, **ttl, **safely}, exchange=queue)
+        return Declaration(queue, {**quorum, **ttl, **safely}, exchange=queue, exchange_type="fanout")
     if queue == results_queue:
         return Declaration(queue, {**quorum, "x-max-length": results_max_length, "x-overflow": "drop-head"})
     return None
