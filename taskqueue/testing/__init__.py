@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("taskqueue.testing.bench", "taskqueue.testing.contract")
+for _name in ("bench", "sending", "receiving", "results", "settling"):
+    pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
-from taskqueue.testing.contract import BrokerContract  # noqa: E402  (after the line above, or failures say nothing)
+from taskqueue.testing.contract import BrokerContract  # noqa: E402  (after the lines above, or failures say nothing)
 
 __all__ = ["BrokerContract"]

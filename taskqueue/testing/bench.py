@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from taskqueue.broker import Broker, Consumer, Delivery, Ended, Producer
 from taskqueue.outcome import Done, Outcome, Rules
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LIMIT", "QUIET", "TYPE", "Bench", "settle", "within"]
+__all__ = ["LIMIT", "QUEUE", "QUIET", "RULES", "TYPE", "Bench", "item", "items", "settle", "within"]
 
 T = TypeVar("T")
 
@@ -20,6 +21,19 @@ QUIET = 0.3
 """Seconds of silence that are taken for nothing coming.  A fault that takes longer escapes; a slow machine is safe."""
 TYPE = "contract"
 """The worker type that the tests send to."""
+QUEUE = worker_queue(TYPE)
+RULES = Rules(results_routing_key="results", max_crashes=3)
+
+
+def item(body: bytes | str = b"{}", **properties: object) -> Workitem:
+    """A workitem of the test's type."""
+    workitem = Workitem(body=body.encode() if isinstance(body, str) else body, type=TYPE)
+    return replace(workitem, **properties)  # type: ignore[arg-type]
+
+
+def items(count: int) -> list[Workitem]:
+    """Workitems with the ids 0, 1, ..."""
+    return [item(str(n), id=str(n)) for n in range(count)]
 
 
 def within(work: Coroutine[object, object, T]) -> T:
@@ -55,7 +69,7 @@ class Bench:
         producer = self._producers[0] if self._producers else self.producer()
         return producer.send(workitems, queue=queue)
 
-    def consumer(self, queue: str = worker_queue(TYPE), *, reserve: int = 10) -> Consumer:
+    def consumer(self, queue: str = QUEUE, *, reserve: int = 10) -> Consumer:
         """A consumer of the test's queue."""
         return self.broker.consumer(queue, reserve=reserve)
 
@@ -90,6 +104,12 @@ class Bench:
         assert await settle(consumer, deliveries) == [True] * count
         await consumer.close()
         return [delivery.workitem for delivery in deliveries]
+
+    async def end_one(self, outcome: Outcome, rules: Rules = RULES) -> None:
+        """Receive one workitem and end it."""
+        consumer = self.consumer()
+        assert await settle(consumer, await self.lent(consumer, 1), outcome, rules) == [True]
+        await consumer.close()
 
     async def nothing_comes(self, consumer: Consumer) -> bool:
         """Whether `consumer` gets nothing for a while."""
