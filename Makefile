@@ -10,15 +10,27 @@ SHELL := /bin/sh
 PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo /usr/bin/python3 || echo python3)
 VENV := .venv
+DIR := $(CURDIR)
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := taskqueue tests benchmarks examples setup.py
 FOUND := $(wildcard $(CODE))
 
-.PHONY: help venv services lint check test format bench clean distclean
+.PHONY: help demo venv services lint check test format bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+# From a copy, because pip builds in the tree; and all of it is gone afterwards.
+demo: ## see it work, on the files below a directory: make demo DIR=/usr/share/doc
+	@umask 022; PYTHON=$(PYTHON) tests/install-services python; \
+	place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; trap 'exit 130' INT TERM HUP; \
+	echo 'installing into a temporary directory'; \
+	$(PYTHON) -m venv "$$place/venv"; \
+	mkdir "$$place/copy"; cp -R taskqueue examples pyproject.toml setup.py README.md LICENSE "$$place/copy"; \
+	"$$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+		"$$place/copy" "$$place/copy/examples/filestat"; \
+	"$$place/venv/bin/taskqueue" demo '$(DIR)'
 
 venv: $(STAMP) ## make the virtual environment .venv with everything that development needs
 

@@ -164,7 +164,8 @@ def payload(value: object) -> Payload:
             return Payload(value.encode(), _TEXT)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         _check_depth(text)
-        return Payload(text.encode(), _JSON)
+        # A lone surrogate, such as Python has for a byte of a file's name, becomes JSON's own escape.
+        return Payload(text.encode(errors="backslashreplace"), _JSON)
     except RecursionError:
         raise FormatError(f"a result of type {_name(value)} is nested too deeply") from None
     except (TypeError, ValueError, FormatError) as error:

@@ -39,16 +39,18 @@ MAX_TRACEBACK = 32 * 1024  # message must fit into one AMQP frame (128 KiB unles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a group says about the end of its workitems.
+    """What a group says about the end of its workitems, and who had them.
 
     results_routing_key: the queue that results go to; empty: none.
     dead_letters: whether a workitem that was given up is kept whole.
     max_crashes: with that many crashes a workitem is given up.
+    worker: host:pid of the worker process, for whoever reads the result.
     """
 
     results_routing_key: str = ""
     dead_letters: bool = True
     max_crashes: int = 3
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ def _results(
     workitem: Workitem, rules: Rules, status: str, result: Payload, error: str = "", traceback: str = ""
 ) -> tuple[Send, ...]:
     headers: dict[str, object] = {"status": status, "attempt": workitem.attempt}
+    if rules.worker:
+        headers["worker"] = rules.worker
     if status == "failed":
         headers["error"] = error[:MAX_ERROR]
         headers["traceback"] = traceback[-MAX_TRACEBACK:]

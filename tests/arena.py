@@ -27,6 +27,8 @@ from tracing import Received, read
 from taskqueue.broker import connect
 from taskqueue.workitem import Workitem
 
+IN_FLIGHT = 0.5
+"""Seconds: a broker does not confirm an acknowledgement, and takes those to its grave that it has not yet stored."""
 CONFIG = """\
 [DEFAULT]
 workers = 0
@@ -271,6 +273,8 @@ class Arena:
         # One that was killed after it had set its mark and before its handler's first line: there is no start of it.
         unseen = one.outcome == "Crashed"
         return any(
-            (not kill.pids or kill.pids & pids or unseen) and one.at <= kill.after and kill.before <= one.settled
+            one.at <= kill.after and kill.before <= one.settled
+            if kill.pids & pids or unseen
+            else not kill.pids and one.at <= kill.after and kill.before <= one.settled + IN_FLIGHT
             for kill in self.kills
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 TOP = Path(__file__).resolve().parent.parent
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -86,13 +87,12 @@ def run_time_dependencies(project: str) -> Iterator[metadata.Distribution]:
     """Yield what `project` needs at run time, extras left out, with what that needs in turn."""
     waiting, seen = [project], {project}
     while waiting:
-        for requirement in metadata.distribution(waiting.pop()).requires or ():
-            name, marker = re.match(r"\s*([\w.-]+)[^;]*;?(.*)", requirement).groups()  # type: ignore[union-attr]
-            if "extra" in marker or name in seen:
-                continue
-            seen.add(name)
-            waiting.append(name)
-            yield metadata.distribution(name)
+        for requirement in map(Requirement, metadata.distribution(waiting.pop()).requires or ()):
+            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if needed and requirement.name not in seen:
+                seen.add(requirement.name)
+                waiting.append(requirement.name)
+                yield metadata.distribution(requirement.name)
 
 
 def _build_wheels(projects: Sequence[Path], directory: Path) -> list[Path]:

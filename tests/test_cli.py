@@ -36,7 +36,7 @@ class TestSend:
         for done in (one, named, many, by_url, by_environment):
             assert (done.returncode, done.stderr) == (0, b"")
         assert json.loads(named.stdout) == {"id": "mine"}
-        messages = system.collect("taskqueue", 7)
+        messages = system.collect("worker_echo", 7)
         ids = [message.properties.message_id for message in messages]
         assert ids[0] == one.stdout.decode().strip()
         assert ids[1] == "mine"
@@ -50,7 +50,7 @@ class TestSend:
 
     def test_it_waits_for_results(self, system: System) -> None:
         config = system.config(ECHO)
-        dispatcher, pool = system.dispatcher(config), system.workerpool(config, ready=3)
+        pool = system.workerpool(config, ready=3)  # and no dispatcher
 
         done = system.run("send", "echo", "gr\u00fc\u00dfe", "--wait", "-c", config)
         assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "gr\u00fc\u00dfe\n", b"")
@@ -75,7 +75,6 @@ class TestSend:
         assert (shown["status"], shown["error"], done.returncode) == ("failed", "ValueError: on purpose", 1)
         assert "Traceback" in shown["traceback"]
         pool.stop()
-        dispatcher.stop()
 
     def test_it_waits_no_longer_than_it_should(self, system: System) -> None:
         done = system.run("send", "echo", "x", "--wait", "--timeout", "0.5", "-c", system.config())

@@ -51,7 +51,7 @@ def test_the_commands_work_as_they_stand(open_directory: Path, amqp_url: str) ->
             *installing,
             f"export TASKQUEUE_URL=sqlite:///{open_directory}/queue.db",  # not the place of this machine's root
             *running,
-            *(f"while [ -e {target}/{name}.pid ]; do sleep 0.1; done" for name in ("workerpool", "dispatcher")),
+            f"while [ -e {target}/workerpool.pid ]; do sleep 0.1; done",
             f"export TASKQUEUE_URL='{amqp_url}'",
             *rabbitmq,
             *running,
@@ -72,6 +72,32 @@ def test_the_commands_work_as_they_stand(open_directory: Path, amqp_url: str) ->
     results = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert [result["path"] for result in results] == ["/etc/hostname"] * 2
     assert {result["size"] for result in results} == {Path("/etc/hostname").stat().st_size}
+
+
+@pytest.mark.timeout(300)
+def test_make_demo_is_the_first_command_and_leaves_nothing(open_directory: Path) -> None:
+    copy, temporary = open_directory / "checkout", open_directory / "temporary"
+    shutil.copytree(TOP, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "__pycache__"))
+    temporary.mkdir()
+    before = sorted(copy.rglob("*"))
+
+    run = subprocess.run(
+        ["make", "demo"],
+        cwd=copy,
+        env={"PATH": os.environ["PATH"], "HOME": str(open_directory), "TMPDIR": str(temporary), **pip()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "README.md" not in run.stderr
+    files = sum(path.is_file() and not path.is_symlink() for path in before)
+    assert f"\n{files:,} files, " in run.stdout
+    assert "verified against hashlib: all equal" in run.stdout
+    assert sorted(copy.rglob("*")) == before
+    assert list(temporary.iterdir()) == []
 
 
 def pip() -> dict[str, str]:

@@ -133,12 +133,6 @@ class TestTheWorkerManager:
         assert not any(map(alive, whoami))
         assert pool.carriers == carriers
 
-        assert "DEBUG" not in pool.log
-        reload(config(2, 0, "two"), 2, log_level="debug")
-        pool.logged("DEBUG.*worker process [0-9]+ of echo started")
-        reload(config(1, 0, "two"), 1)
-        carriers = pool.carriers
-
         before = pool.workers
         system.write("[echo]\nworkers = many\n")
         pool.signal(signal.SIGHUP)
@@ -148,6 +142,9 @@ class TestTheWorkerManager:
         reload(config(1, 0, "two"), 1, url=f"{system.url}?connection_attempts=1")
         until(lambda: pool.carriers and pool.carriers != carriers)
         pool.wait_ready(1)
+        assert "DEBUG" not in pool.log
+        reload(config(1, 0, "two"), 1, log_level="debug")
+        pool.logged("DEBUG.*worker process [0-9]+ of echo started")
         publish(system, "after", queue="worker_echo")
         assert result_ids(system, 1) == Counter(["after"])
         pool.stop()

@@ -77,7 +77,7 @@ class Lane:
         """A worker process is through with `delivery`, which ran for `seconds`."""
         first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
-        self.loop.end(delivery, outcome, process.group.rules)
+        self.loop.end(delivery, outcome, process.rules)
         self._stop_if_retired(process)
         self.feed()
         self.adjust(at_once=first)
@@ -125,7 +125,7 @@ class Lane:
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,
             )  # fmt: skip
-            self.loop.end(blamed, outcome, process.group.rules)
+            self.loop.end(blamed, outcome, process.rules)
         self.adjust(at_once=True)
         self._pause_or_go_on()
         self.feed()

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from taskqueue.broker import Delivery
@@ -59,6 +60,7 @@ class WorkerProcess:
     ) -> None:
         self.pid = pid
         self.group = group
+        self.rules = replace(group.rules, worker=f"{socket.gethostname()}:{pid}")
         self.is_ready = False
         self.retiring = False
         self.current_since: float | None = None

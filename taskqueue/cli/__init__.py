@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from taskqueue.cli import check_config, daemons, send
+from taskqueue.cli import check_config, daemons, demo, send
 from taskqueue.errors import ConfigError, TaskQueueError
 
 __all__ = ["dispatcher", "main", "workerpool"]
@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
     parser.add_argument("--version", action="version", version=f"taskqueue {metadata.version('taskqueue')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (send, check_config, daemons):
+    for module in (send, check_config, daemons, demo):
         for command in _parsers(module.add_parser(commands)):
+            if module is not demo:  # which has a place of its own
+                _add_place(command)
             _add_common(command)
     return _run(parser.parse_args(argv))
 
@@ -45,7 +47,7 @@ def _parsers(added: argparse.ArgumentParser | Sequence[argparse.ArgumentParser])
     return (added,) if isinstance(added, argparse.ArgumentParser) else added
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser) -> None:
     environment = os.environ
     parser.add_argument(
         "-c", "--config", metavar="FILE", default=environment.get("TASKQUEUE_CONFIG", ""),
@@ -55,6 +57,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--url", default=environment.get("TASKQUEUE_URL", ""),
         help="the broker, over what the configuration says (default: $TASKQUEUE_URL)",
     )  # fmt: skip
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="show one JSON object a line")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     parser.add_argument("-q", "--quiet", action="count", default=0, help="log less")

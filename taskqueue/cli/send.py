@@ -12,7 +12,7 @@ from typing import Any
 from taskqueue.broker import Producer, connect
 from taskqueue.config import load
 from taskqueue.dispatcher import broker_options
-from taskqueue.workitem import INCOMING, Workitem, is_type
+from taskqueue.workitem import Workitem, is_type
 
 __all__ = ["add_parser"]
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "send",
         help="send a workitem",
-        description="Send a workitem to the queue taskqueue, from where a dispatcher passes it on to its workers. "
+        description="Send a workitem straight to the queue of its type; no dispatcher is needed. "
         "Prints its id once the broker has stored it.",
     )
     parser.add_argument("type", metavar="TYPE", help="the worker type")
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         body=body,
         id=args.id,
         content_type=args.content_type,
-        headers={"worker_type": args.type},
+        type=args.type,
         reference=args.reference,
         timestamp=int(time.time()),
     )
@@ -74,7 +74,7 @@ def _send(producer: Producer, workitem: Workitem, args: argparse.Namespace) -> i
     ids: list[str] = []
     while len(ids) < args.count:
         batch = [workitem] * min(CHUNK, args.count - len(ids))
-        sent = producer.send(batch, queue=INCOMING, reply=args.wait)
+        sent = producer.send(batch, reply=args.wait)
         ids += sent
         if not args.wait:
             for id in sent:

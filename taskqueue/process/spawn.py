@@ -16,7 +16,7 @@ from pathlib import Path
 
 from taskqueue.errors import PluginError
 
-__all__ = ["Account", "account", "ended", "environment", "everything_of", "how_it_ended", "spawn"]
+__all__ = ["Account", "account", "ended", "environment", "everything_of", "how_it_ended", "spawn", "tie_to"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAP_AMBIENT = 47
@@ -77,10 +77,9 @@ def spawn(module: str, user: Account, extra: Mapping[str, str]) -> tuple[subproc
     parent = os.getpid()
 
     def harden() -> None:
-        dropped = user.uid == 0 or _drop_capabilities()
-        tied = _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
-        if not (dropped and tied) or os.getppid() != parent:
+        if user.uid != 0 and not _drop_capabilities():
             os._exit(1)
+        tie_to(parent)
 
     try:
         # -P: nothing from the current directory; -s: the same packages for every user.
@@ -103,6 +102,12 @@ def spawn(module: str, user: Account, extra: Mapping[str, str]) -> tuple[subproc
     finally:
         theirs.close()
     return process, ours
+
+
+def tie_to(parent: int) -> None:
+    """In a child, between fork and exec: be killed when `parent` dies (PR_SET_PDEATHSIG); end where it has."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        os._exit(1)
 
 
 def _drop_capabilities() -> bool:

@@ -8,6 +8,7 @@ import select
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["SQLiteProducer"]
 
+CHUNK = 500  # replies that are taken at a time
 LOOK_EVERY = 1.0  # seconds between looks for replies that nobody rang for
 
 
@@ -35,6 +37,7 @@ class SQLiteProducer:
         self._database: Database | None = None
         self._reply_queue = ""
         self._bell: Bell | None = None
+        self._replies: deque[Workitem] = deque()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Database]:
@@ -44,6 +47,7 @@ class SQLiteProducer:
                 self._database = Database(self._path, synchronous=self._synchronous)
                 self._pid = os.getpid()
                 self._reply_queue, self._bell = "", None
+                self._replies.clear()
             yield self._database
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
@@ -77,13 +81,14 @@ class SQLiteProducer:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._opened() as database:
-                with database.reading() as connection:
-                    there = queues.ready(connection, reply_to, self._clock.wall())
-                if there:
-                    with database.writing() as connection:
-                        taken = queues.take(connection, reply_to)
-                    if taken is not None:
-                        return taken
+                if not self._replies:
+                    with database.reading() as connection:
+                        there = queues.ready(connection, reply_to, self._clock.wall())
+                    if there:
+                        with database.writing() as connection:
+                            self._replies.extend(queues.take(connection, reply_to, CHUNK))
+                if self._replies:
+                    return self._replies.popleft()
             left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
             if left <= 0:
                 return None

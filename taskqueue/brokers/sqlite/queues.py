@@ -95,15 +95,15 @@ def claim(
     return [(row[1], from_row(row[2:])) for row in rows]
 
 
-def take(connection: sqlite3.Connection, queue: str) -> Workitem | None:
-    """Take the first workitem out of `queue` for good."""
-    row = connection.execute(
-        f"""DELETE FROM workitems WHERE seq = (
-            SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT 1
-        ) RETURNING {_FIELDS}""",
-        (queue,),
-    ).fetchone()
-    return None if row is None else from_row(row)
+def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
+    """Take the first workitems out of `queue` for good."""
+    rows = connection.execute(
+        f"""DELETE FROM workitems WHERE seq IN (
+            SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY seq LIMIT ?
+        ) RETURNING {_FIELDS}, seq""",
+        (queue, limit),
+    ).fetchall()
+    return [from_row(row[:-1]) for row in sorted(rows, key=lambda row: row[-1])]
 
 
 def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> None:
