@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from taskqueue import formats
-from taskqueue.broker import Broker, Consumer, Delivery, Options, connect
+from taskqueue.broker import Broker, Consumer, Delivery, Options
 from taskqueue.config import Config
 from taskqueue.errors import FormatError
+from taskqueue.formats import Formats
 from taskqueue.loop import Loop
 from taskqueue.outcome import Dead, Forward, Outcome
 from taskqueue.workitem import DROPPED, INCOMING, Workitem, is_type, worker_queue
@@ -39,12 +40,13 @@ def broker_options(config: Config) -> Options:
 
 
 class Dispatcher:
-    """One dispatcher over a broker; `types` are those whose queues it has seen to exist."""
+    """One dispatcher over `broker`, which it closes in the end.  Call `run` once."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, broker: Broker, known: Formats) -> None:
         self._config = config
-        self._broker: Broker = connect(broker_options(config))
-        self._types: set[str] = set()
+        self._broker = broker
+        self._formats = known
+        self._types: set[str] = set()  # whose queues it has seen to exist
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then settle what was taken.  Raises what went wrong inside."""
@@ -96,7 +98,7 @@ class Dispatcher:
 
     def _parsed(self, workitem: Workitem) -> Outcome:
         try:
-            return Forward(formats.parse(workitem, max_body=self._config.max_body))
+            return Forward(formats.parse(workitem, max_body=self._config.max_body, formats=self._formats))
         except FormatError as error:
             log.warning("workitem %s is malformed: %s", workitem.id or "without an id", error.detail)
             return Dead("malformed", error.detail)

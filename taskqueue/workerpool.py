@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskqueue import formats
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Config, Group, check_users, effective_user, load, service_user, user_exists
 from taskqueue.errors import ConfigError, PluginError
@@ -78,6 +79,7 @@ class WorkerPool:
         self._clock = clock
         self._root = os.geteuid() == 0
         self.config = Config()
+        self._formats: dict[str, Any] = {}
         self._processes: dict[int, _Process] = {}
         self._carrier: _Carrier | None = None
         self._carrier_deaths: Deaths | None = None
@@ -90,9 +92,15 @@ class WorkerPool:
     def configure(self) -> None:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
         plugins, problems = discover()
-        config = load(self._path, plugins, url=self._url)
+        installed, refused = formats.discover()
+        config = load(self._path, plugins, formats=(*formats.BUILTIN, *installed), url=self._url)
+        self._formats = {
+            "installed": installed,
+            "default": config.default_workitem_type,
+            "read_as": dict(config.workitem_type_map),
+        }
         self._set_up_log(config)
-        for warning in (*problems, *config.warnings, *check_users(config, root=self._root)):
+        for warning in (*problems, *refused, *config.warnings, *check_users(config, root=self._root)):
             log.warning("%s", warning)
         self.config = config
 
@@ -283,6 +291,7 @@ class WorkerPool:
             },
             "log_level": logging.getLogger().level,
             "max_result": config.max_body,
+            "formats": self._formats,
             "user": service_user(config, root=self._root, exists=user_exists),
         }
 

@@ -12,6 +12,7 @@ from taskqueue.errors import ConfigError
 TOP = Path(__file__).parent.parent
 PATH = Path("config.ini")
 PLUGINS = {"worker1": "one:factory", "worker2": "two:factory", "worker3": "three:factory"}
+FORMATS = ("application/json", "application/x-own", "text/plain")
 
 DESIGN = """\
 [DEFAULT]
@@ -35,7 +36,7 @@ user: bifh2
 
 
 def read(text: str, plugins: dict[str, str] | None = None, url: str = "") -> Config:
-    return parse(text, PATH, PLUGINS if plugins is None else plugins, url)
+    return parse(text, PATH, PLUGINS if plugins is None else plugins, formats=FORMATS, url=url)
 
 
 def problems(text: str, plugins: dict[str, str] | None = None, url: str = "") -> tuple[str, ...]:

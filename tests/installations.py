@@ -24,7 +24,7 @@ build_meta.build_wheel(sys.argv[1])
 
 def plugin_projects() -> list[Path]:
     """The directories of the plugin packages that tests install."""
-    found = [*sorted((TOP / "tests" / "plugins").iterdir()), TOP / "examples" / "filestat"]
+    found = [*sorted((TOP / "tests" / "plugins").iterdir()), *sorted((TOP / "examples").iterdir())]
     return [each for each in found if (each / "pyproject.toml").exists()]
 
 

@@ -49,6 +49,8 @@ class TestWhatFilesMean:
             worker_user="",
             log_level="info",
             max_body=16 * 1024 * 1024,
+            default_workitem_type="",
+            workitem_type_map=(),
             max_types=1000,
             results_max_length=1_000_000,
             dead_retention=30 * 86400.0,
@@ -166,6 +168,14 @@ class TestWhatFilesMean:
             ("queue_type", "Classic", "classic"),
             ("log_level", "DEBUG", "debug"),
             ("worker_user", "bifh1", "bifh1"),
+            ("default_workitem_type", "Text/Plain", "text/plain"),
+            ("default_workitem_type", "", ""),
+            ("workitem_type_map", "", ()),
+            (
+                "workitem_type_map",
+                "text/json=application/json,\n  Json = application/x-own,",
+                (("json", "application/x-own"), ("text/json", "application/json")),
+            ),
         ],
     )
     def test_values_of_daemon_options(self, option: str, text: str, value: object) -> None:

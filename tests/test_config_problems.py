@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from configurations import DESIGN, PLUGINS, problems, read
+from configurations import DESIGN, PATH, PLUGINS, problems, read
 
-from taskqueue.config import Group
+from taskqueue.config import Group, parse
 
 
 class TestProblems:
@@ -109,6 +109,43 @@ port = 1
 
         assert problem.startswith("config.ini:2: [taskqueue] url = ")
         assert given.startswith("config.ini: not used with the URL ")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "default_workitem_type = application/json; charset=utf-8",
+            "default_workitem_type = application json",
+            "workitem_type_map = text/json",
+            "workitem_type_map = text/json = ",
+            "workitem_type_map = a b = application/json",
+            "workitem_type_map = text/json: application/json",
+            "workitem_type_map = a=text/plain, b=application/json=c",
+            "workitem_type_map = a=text/plain, A=application/json",
+        ],
+    )
+    def test_content_types_that_are_none_are_a_problem(self, line: str) -> None:
+        [problem] = problems(f"[taskqueue]\n{line}\n")
+
+        assert problem.startswith(f"config.ini:2: [taskqueue] {line.partition(' ')[0]} = ")
+        assert ": expected " in problem
+
+    def test_a_format_that_is_not_installed_is_a_problem_with_the_one_that_was_meant(self) -> None:
+        default = "[taskqueue]\ndefault_workitem_type = "
+        map = "[taskqueue]\nworkitem_type_map = "
+
+        assert problems(f"{default}application/jsno\n{map[12:]}a = text/plane, b = x/y, c = x/y, d = text/plain\n") == (
+            "config.ini:2: [taskqueue] default_workitem_type = 'application/jsno': no format for application/jsno is "
+            "installed here; did you mean application/json?",
+            "config.ini:3: [taskqueue] workitem_type_map = 'a = text/plane, b = x/y, c = x/y, d = text/plain': "
+            "no format for text/plane is installed here; did you mean text/plain?",
+            "config.ini:3: [taskqueue] workitem_type_map = 'a = text/plane, b = x/y, c = x/y, d = text/plain': "
+            "no format for x/y is installed here; there are application/json, application/x-own, text/plain",
+        )
+
+    def test_programs_that_open_no_message_need_no_format(self) -> None:
+        text = "[taskqueue]\ndefault_workitem_type = x/y\n"
+
+        assert parse(text, PATH, PLUGINS).default_workitem_type == "x/y"
 
     def test_worker_processes_do_not_run_as_root_by_the_way(self) -> None:
         [problem] = problems("[taskqueue]\nworker_user = root\n")

@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 from messages import JSON, LIMIT, envelope, message, parsed, ruote, short
 
-from taskqueue.errors import FormatError
-from taskqueue.formats import BUILTIN, Extracted, Format, parse, value
-from taskqueue.workitem import Workitem
+from taskqueue.formats import parse, value
 
 # --- the JSON envelope ---
 
@@ -194,26 +192,3 @@ def test_a_producer_can_not_set_the_counters_of_retries(headers: Mapping[str, ob
     bare = parsed(envelope("1"), headers=headers, attempt=7, crashes=2, failures=5, due=4e9)
 
     assert (bare.attempt, bare.crashes, bare.failures, bare.due) == (1, 0, 0, None)
-
-
-# --- formats of third parties ---
-
-
-class Colon:
-    def extract(self, workitem: Workitem) -> Extracted:
-        type, _, rest = workitem.body.decode().partition(":")
-        return Extracted(type=type, body=rest.encode(), content_type="text/plain", reference="r")
-
-
-def test_a_third_party_brings_a_format() -> None:
-    formats: Mapping[str, Format] = {**BUILTIN, "text/colon": Colon()}
-
-    bare = parse(message(b"t:rest", "Text/Colon; a=b"), max_body=LIMIT, formats=formats)
-
-    assert (bare.type, bare.body, bare.content_type, bare.reference) == ("t", b"rest", "text/plain", "r")
-
-
-@pytest.mark.parametrize(("body", "detail"), [(b"\xff", "UnicodeDecodeError"), (b"a b:rest", "no valid worker type")])
-def test_a_third_partys_format_can_not_stop_the_dispatcher(body: bytes, detail: str) -> None:
-    with pytest.raises(FormatError, match=detail):
-        parse(message(body, "text/colon"), max_body=LIMIT, formats={"text/colon": Colon()})

@@ -168,7 +168,7 @@ class Actor:
         self.owner = Told()
         ours, self.socket = socket.socketpair()
         self.clock = Moving()
-        hello = {"max_result": 1000}
+        hello = {"max_result": 1000, "formats": {"installed": {}, "default": "", "read_as": {}}}
         self.process = WorkerProcess(4711, group, ours, hello, self.owner, self.clock)
         _, (self.memory, *_), _, _ = socket.recv_fds(self.socket, 1 << 16, 2)
         self.lease = Lease()

@@ -14,7 +14,7 @@ from servers import RabbitMQ
 LIST = """
 import json
 from importlib.metadata import entry_points
-found = entry_points(group="worker.plugins")
+found = [*entry_points(group="worker.plugins"), *entry_points(group="workitems")]
 print(json.dumps({each.name: each.dist.name for each in found}))
 """
 

@@ -100,6 +100,7 @@ class Carrier:
             "settings": group.settings,
             "log_level": self._options["log_level"],
             "max_result": self._options["max_result"],
+            "formats": self._options["formats"],
         }
         process = WorkerProcess(pid, group, sock, hello, self, self._clock)
         self._processes[pid] = process

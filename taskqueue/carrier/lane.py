@@ -120,7 +120,9 @@ class Lane:
         self._give_to_others(rest)
         if blamed is not None:
             workitem = blamed.workitem
-            outcome = after_death(workitem, process.group, how, condemned, jitter=random.random())
+            outcome = after_death(
+                workitem, process.group, how, condemned, jitter=random.random(), known=process.formats
+            )
             log.warning(
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,

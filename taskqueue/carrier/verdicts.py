@@ -7,6 +7,7 @@ from typing import Any
 
 from taskqueue import formats
 from taskqueue.config import Group
+from taskqueue.formats import Formats
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
 from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
@@ -15,10 +16,20 @@ from taskqueue.workitem import Workitem
 __all__ = ["after_answer", "after_death"]
 
 
-def after_answer(workitem: Workitem, group: Group, answer: Sequence[Any], payload: bytes, *, jitter: float) -> Outcome:
+def after_answer(
+    workitem: Workitem,
+    group: Group,
+    answer: Sequence[Any],
+    payload: bytes,
+    *,
+    jitter: float,
+    known: Formats = formats.ONLY_BUILTIN,
+) -> Outcome:
     """The outcome of an answer (`taskqueue.process.calling.Answer.meta`).
 
-    jitter: 0 to 1.  Raises ValueError or TypeError for what is no answer: nothing of it reaches the broker unchecked.
+    jitter: 0 to 1.  known: the formats by which the result of a failure is made.
+
+    Raises ValueError or TypeError for what is no answer: nothing of it reaches the broker unchecked.
     """
     match answer:
         case ["done", None, [*sends]]:
@@ -30,7 +41,7 @@ def after_answer(workitem: Workitem, group: Group, answer: Sequence[Any], payloa
         case ["retry", float() | int() as seconds, str(reason)] if 0 <= seconds <= LONGEST_DELAY:
             return Retry(float(seconds), reason, "attempt")
         case ["reject", str(reason)]:
-            return Dead("rejected", reason, formats.failed_result(workitem, f"rejected: {reason}", ""))
+            return Dead("rejected", reason, formats.failed_result(workitem, f"rejected: {reason}", "", known))
         case ["malformed", str(detail)]:
             return Dead("malformed", detail)
         case _:
@@ -38,7 +49,13 @@ def after_answer(workitem: Workitem, group: Group, answer: Sequence[Any], payloa
 
 
 def after_death(
-    workitem: Workitem, group: Group, how: str, condemned: TimedOut | Release | None, *, jitter: float
+    workitem: Workitem,
+    group: Group,
+    how: str,
+    condemned: TimedOut | Release | None,
+    *,
+    jitter: float,
+    known: Formats = formats.ONLY_BUILTIN,
 ) -> Outcome:
     """The outcome for the workitem that a worker process was running when it died.
 
@@ -51,9 +68,9 @@ def after_death(
             error = f"timed out: time limit of {limit:g} s"
             if workitem.failures < group.retries:
                 return _retry(workitem, group, error, jitter)
-            return TimedOut(limit, formats.failed_result(workitem, error, ""))
+            return TimedOut(limit, formats.failed_result(workitem, error, "", known))
         case None:
-            return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", ""))
+            return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", "", known))
 
 
 def _failed(workitem: Workitem, group: Group, error: str, jitter: float, traceback: str, result: Payload) -> Outcome:

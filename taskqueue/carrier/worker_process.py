@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from taskqueue import formats
 from taskqueue.broker import Delivery
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.carrier.verdicts import after_answer
@@ -67,6 +68,7 @@ class WorkerProcess:
         self.last = 0.0
         self._condemned: tuple[int, TimedOut | Release] | None = None
         self._max_result: int = hello["max_result"]
+        self.formats = formats.known(**{**hello["formats"], "installed": {}})  # no plugin code runs here
         self._owner = owner
         self._clock = clock
         self._numbers = 0
@@ -207,7 +209,7 @@ class WorkerProcess:
             raise ValueError(f"a run time of {seconds} s")
         if len(payload) > self._max_result:
             raise ValueError(f"a result of {len(payload)} bytes")
-        return after_answer(delivery.workitem, self.group, answer, payload, jitter=random.random())
+        return after_answer(delivery.workitem, self.group, answer, payload, jitter=random.random(), known=self.formats)
 
 
 def _properties(delivery: Delivery) -> dict[str, Any]:

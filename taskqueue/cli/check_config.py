@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from taskqueue import formats
 from taskqueue.config import (
     Config,
     Group,
@@ -49,13 +50,15 @@ def run(args: argparse.Namespace, plugins: Mapping[str, str] | None = None) -> i
     plugins: worker type -> entry point; None: those that are installed.
     """
     installed, oddities = discover() if plugins is None else (plugins, ())
+    third, refused = formats.discover()
     root = os.geteuid() == 0
     try:
-        config = load(Path(args.config) if args.config else None, installed, url=args.url or "")
+        path = Path(args.config) if args.config else None
+        config = load(path, installed, formats=(*formats.BUILTIN, *third), url=args.url or "")
     except ConfigError as error:
         _show([{"kind": "problem", "text": problem} for problem in error.problems], json_lines=args.json)
         return WRONG
-    warnings = (*oddities, *config.warnings, *check_users(config, root=root))
+    warnings = (*oddities, *refused, *config.warnings, *check_users(config, root=root))
     _show([{"kind": "warning", "text": warning} for warning in warnings], json_lines=args.json)
     options, groups = _options(config, root), [_row(group, config, root) for group in config.groups]
     if args.json:
@@ -82,6 +85,8 @@ def _options(config: Config, root: bool) -> dict[str, object]:
         "user": service_user(config, root=root, exists=user_exists),
         "log_level": None if config.logging else config.log_level,
         "max_body": config.max_body,
+        "default_workitem_type": config.default_workitem_type,
+        "workitem_type_map": dict(config.workitem_type_map),
         "max_types": config.max_types,
         "results_max_length": config.results_max_length,
         "dead_retention": config.dead_retention,
@@ -111,9 +116,13 @@ def _text(config: Config, options: Mapping[str, object], groups: Sequence[Mappin
             shown = "as [loggers] says"
         elif isinstance(value, float):
             shown = f"{value:.15g} s"
-        else:
+        elif isinstance(value, dict):
+            shown = ", ".join(f"{given} = {meant}" for given, meant in value.items())
+        elif name == "user":
             shown = str(value or current)
-        yield f"{name:<20}{shown}"
+        else:
+            shown = str(value)
+        yield f"{name:<23}{shown}".rstrip()
     yield ""
     if not groups:
         yield "No worker processes: no plugin is installed here, and no section names a worker type."

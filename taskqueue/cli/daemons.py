@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskqueue import daemon, log
+from taskqueue import daemon, formats, log
 from taskqueue.config import Config, load, service_user, user_exists
 from taskqueue.errors import ConfigError
 from taskqueue.process.spawn import Account, account
@@ -53,15 +53,23 @@ def _run(
 
 
 def _dispatcher(args: argparse.Namespace) -> int:
-    from taskqueue.dispatcher import Dispatcher  # the manager does not need a broker's client
+    from taskqueue.broker import connect  # the manager does not need a broker's client
+    from taskqueue.dispatcher import Dispatcher, broker_options
 
-    config = load(_path(args), {}, url=args.url)
+    installed, refused = formats.discover()
+    config = load(_path(args), {}, formats=(*formats.BUILTIN, *installed), url=args.url)
     user = _service_account(config)
 
     async def work(_: SetUpLog) -> None:
         if user is not None and user.uid != os.geteuid():
             daemon.become(user)  # it needs no rights at all
-        await Dispatcher(config).run()
+        for warning in refused:
+            logger.warning("%s", warning)
+        known = formats.known(installed, default=config.default_workitem_type, read_as=dict(config.workitem_type_map))
+        for format in known.known.values():
+            if isinstance(format, formats.Installed):
+                format.load()  # what is wrong with it is said at the start
+        await Dispatcher(config, connect(broker_options(config)), known).run()
 
     return _run(args, "taskqueue-dispatcher", config, work)
 
@@ -70,7 +78,8 @@ def _workerpool(args: argparse.Namespace) -> int:
     from taskqueue.workerpool import WorkerPool
 
     # Found out before the background, so that whoever starts it sees what is wrong.
-    config = load(_path(args), {}, url=args.url)
+    installed, _ = formats.discover()
+    config = load(_path(args), {}, formats=(*formats.BUILTIN, *installed), url=args.url)
 
     async def work(set_up_log: SetUpLog) -> None:
         pool = WorkerPool(_path(args), url=args.url, set_up_log=set_up_log)

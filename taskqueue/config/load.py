@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,10 +24,13 @@ LARGEST = 1 << 20  # bytes; a configuration is not that long: the path names som
 NOT_YET = ("store", "schedule", "web")
 
 
-def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Config:
+def load(
+    path: Path | None, plugins: Mapping[str, str], *, formats: Collection[str] | None = None, url: str = ""
+) -> Config:
     """Read the configuration at `path` (None: at its usual place, or the embedded broker where no file is there).
 
     plugins: worker type -> entry point, of what is installed here.
+    formats: the content types that a format is installed here for; None: this program needs none.
     url: goes before what the file says.
 
     Raises ConfigError with every problem of the file.
@@ -39,7 +42,7 @@ def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Con
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         if path is None:
-            return parse("", place, plugins, url or _embedded_url())
+            return parse("", place, plugins, formats=formats, url=url or _embedded_url())
         raise ConfigError(
             f"{place}: there is no such file; an empty one is a complete configuration: every installed plugin, "
             f"{DEFAULT_URL}"
@@ -48,12 +51,62 @@ def load(path: Path | None, plugins: Mapping[str, str], *, url: str = "") -> Con
         raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
     if len(content) > LARGEST:
         raise ConfigError(f"{place}: is no configuration: it is longer than {LARGEST} bytes")
-    return _interpret(_decode(content, place), place, plugins, url, public=public)
+    return parse(_decode(content, place), place, plugins, formats=formats, url=url, public=public)
 
 
-def parse(text: str, path: Path, plugins: Mapping[str, str], url: str = "") -> Config:
-    """What `text`, the content of `path`, means.  No I/O; arguments and errors as those of `load`."""
-    return _interpret(text, path, plugins, url, public=False)
+def parse(
+    text: str,
+    path: Path,
+    plugins: Mapping[str, str],
+    *,
+    formats: Collection[str] | None = None,
+    url: str = "",
+    public: bool = False,
+) -> Config:
+    """What `text`, the content of `path`, means.
+
+    public: whether every user of this host may read it.  Other arguments and errors as those of `load`.
+    """
+    report = Report(path)
+    sections = read(text, report)
+    if url:
+        _check_url(url, report)
+    daemon = _daemon(sections.get("taskqueue", Section("taskqueue")), TASKQUEUE, report)
+    amqp = _daemon(sections.get("amqp", Section("amqp")), AMQP, report)
+    if formats is not None:
+        _check_formats(sections, daemon, formats, report)
+    for name in NOT_YET:
+        if name in sections:
+            report.warning(sections[name].line, f"[{name}] is reserved for a later release and not used yet")
+    groups = resolve(sections, plugins, report)
+    logging = check_logging(sections, report)
+    if public:
+        _warn_public(sections, report)
+    named = daemon.pop("url", "")
+    if named and amqp.keys() - {"heartbeat"}:
+        report.warning(sections["amqp"].line, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
+    heartbeat = amqp.pop("heartbeat", defaults(AMQP)["heartbeat"])
+    config = {**daemon, "heartbeat": heartbeat, "groups": groups, "logging": logging}
+    if report.problems:
+        raise ConfigError(*report.problems)
+    return Config(path=path, url=url or named or _amqp_url(amqp), warnings=report.warnings, **config)
+
+
+def _check_formats(
+    sections: Mapping[str, Section], daemon: Mapping[str, Any], formats: Collection[str], report: Report
+) -> None:
+    default = daemon.get("default_workitem_type", "")
+    named = {
+        "default_workitem_type": (default,) if default else (),
+        "workitem_type_map": tuple(meant for _, meant in daemon.get("workitem_type_map", ())),
+    }
+    for option, content_types in named.items():
+        for content_type in dict.fromkeys(content_types):
+            if content_type not in formats:
+                section, near = sections["taskqueue"], nearest(content_type, formats)
+                hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(formats))}"
+                wrong = f"no format for {content_type} is installed here; {hint}"
+                report.wrong(section, section.entries[option], wrong)
 
 
 def _embedded_url() -> str:
@@ -79,30 +132,6 @@ def _decode(content: bytes, path: Path) -> str:
             f"{path}:{line}: byte 0x{content[error.start]:02x} in column {column} is not UTF-8: "
             f"expected a file in UTF-8"
         ) from None
-
-
-def _interpret(text: str, path: Path, plugins: Mapping[str, str], url: str, *, public: bool) -> Config:
-    report = Report(path)
-    sections = read(text, report)
-    if url:
-        _check_url(url, report)
-    daemon = _daemon(sections.get("taskqueue", Section("taskqueue")), TASKQUEUE, report)
-    amqp = _daemon(sections.get("amqp", Section("amqp")), AMQP, report)
-    for name in NOT_YET:
-        if name in sections:
-            report.warning(sections[name].line, f"[{name}] is reserved for a later release and not used yet")
-    groups = resolve(sections, plugins, report)
-    logging = check_logging(sections, report)
-    if public:
-        _warn_public(sections, report)
-    named = daemon.pop("url", "")
-    if named and amqp.keys() - {"heartbeat"}:
-        report.warning(sections["amqp"].line, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
-    heartbeat = amqp.pop("heartbeat", defaults(AMQP)["heartbeat"])
-    config = {**daemon, "heartbeat": heartbeat, "groups": groups, "logging": logging}
-    if report.problems:
-        raise ConfigError(*report.problems)
-    return Config(path=path, url=url or named or _amqp_url(amqp), warnings=report.warnings, **config)
 
 
 def _check_url(url: str, report: Report) -> None:

@@ -77,6 +77,20 @@ TASKQUEUE = _table(
         meaning="Bytes, with K, M or G behind the number: a longer workitem becomes a dead letter.",
     ),
     Option(
+        name="default_workitem_type",
+        default="",
+        parse=parsers.content_type,
+        meaning="What a body without a content type is read as: the content type of a format that is installed, such "
+        "as application/json. Empty: such a message becomes a dead letter unless it has the header worker_type.",
+    ),
+    Option(
+        name="workitem_type_map",
+        default="",
+        parse=parsers.content_types,
+        meaning="Content types that are read as another one, for which a format is installed: pairs, separated by "
+        "commas, such as text/json = application/json, application/octet-stream = text/plain.",
+    ),
+    Option(
         name="max_types",
         default="1000",
         parse=parsers.number(1),

@@ -12,7 +12,20 @@ from urllib.parse import urlsplit
 
 from taskqueue.workitem import is_type
 
-__all__ = ["Parser", "choice", "duration", "environment", "number", "prefetch", "size", "switch", "text", "url"]
+__all__ = [
+    "Parser",
+    "choice",
+    "content_type",
+    "content_types",
+    "duration",
+    "environment",
+    "number",
+    "prefetch",
+    "size",
+    "switch",
+    "text",
+    "url",
+]
 
 Parser = Callable[[str], object]
 
@@ -23,6 +36,7 @@ _NUMBER = re.compile(r"[0-9]{1,12}")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([smhd]?)", re.IGNORECASE)
 _SIZE = re.compile(r"([0-9]{1,12})\s*([kmg]?)", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}(/[a-z0-9!#$&^_.+-]{1,127})?")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SWITCH = {"on": True, "yes": True, "true": True, "1": True, "off": False, "no": False, "false": False, "0": False}
@@ -115,6 +129,26 @@ def environment(value: str) -> tuple[tuple[str, str], ...]:
         if names.count(name) > 1:
             raise ValueError(f"expected each variable once, and {name} is there twice")
     return tuple((name, content) for name, _, content in pairs)
+
+
+def content_type(value: str) -> str:
+    """A content type without parameters, in lower case; empty: none."""
+    if value and not _CONTENT_TYPE.fullmatch(value.lower()):
+        raise ValueError("expected a content type without parameters, such as application/json")
+    return value.lower()
+
+
+def content_types(value: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of content types, sorted: what comes in, and what it is read as."""
+    pairs: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in re.split(r"[,\n]", value))):
+        given, _, meant = (word.strip().lower() for word in pair.partition("="))
+        if not _CONTENT_TYPE.fullmatch(given) or not _CONTENT_TYPE.fullmatch(meant):
+            raise ValueError("expected pairs of content types, such as text/json = application/json")
+        if given in pairs:
+            raise ValueError(f"expected each content type once, and {given} is there twice")
+        pairs[given] = meant
+    return tuple(sorted(pairs.items()))
 
 
 def text(least: int = 0, most: int = 255) -> Callable[[str], str]:

@@ -84,6 +84,8 @@ class Config:
     url: where the broker is; holds the password: show it through `mask_url` only.
     user, worker_user: empty: not named (see `service_user`, `effective_user`).
     max_body: bytes.
+    default_workitem_type: a content type; empty: none.
+    workitem_type_map: what content types are read as, sorted.
     dead_retention, heartbeat: seconds.
     groups: of the plugins that are installed and of the sections of others, sorted by type.
     warnings: sentences about what is odd but harms nothing else.
@@ -96,6 +98,8 @@ class Config:
     worker_user: str = _DAEMON["worker_user"]
     log_level: str = _DAEMON["log_level"]
     max_body: int = _DAEMON["max_body"]
+    default_workitem_type: str = _DAEMON["default_workitem_type"]
+    workitem_type_map: tuple[tuple[str, str], ...] = _DAEMON["workitem_type_map"]
     max_types: int = _DAEMON["max_types"]
     results_max_length: int = _DAEMON["results_max_length"]
     dead_retention: float = _DAEMON["dead_retention"]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from taskqueue import formats
 from taskqueue.plugins import load
 from taskqueue.process.calling import Answer, call, caller
 from taskqueue.process.protocol import CANNOT_BOOT, Frames, Kind, inherited_socket, pack
@@ -97,10 +98,11 @@ def main() -> int:
     line = Line(inherited_socket(sys.argv))
     hello, mark = line.hello()
     logging.basicConfig(level=hello["log_level"], handlers=[Forwarder(line)], format="%(message)s")
+    known = formats.known(**hello["formats"])
     try:
         worker = load(hello["entry_point"])()
         worker.settings = MappingProxyType(dict(hello["settings"]))
-        handle = caller(worker, hello["max_result"])
+        handle = caller(worker, hello["max_result"], known)
         if hasattr(worker, "setup"):
             worker.setup()
     except BaseException as error:  # SystemExit, too
@@ -111,7 +113,7 @@ def main() -> int:
         if kind == Kind.STOP:
             break
         if kind == Kind.WORK:
-            work(line, mark, worker, handle, hello, meta, payload)
+            work(line, mark, worker, handle, known, hello, meta, payload)
     if hasattr(worker, "teardown"):
         worker.teardown()
     return 0
@@ -122,6 +124,7 @@ def work(
     mark: ctypes.c_uint64,
     worker: Any,
     handle: Any,
+    known: formats.Formats,
     hello: dict[str, Any],
     meta: dict[str, Any],
     bodies: bytes,
@@ -154,7 +157,7 @@ def work(
             attempt=workitem.attempt,
             reference=workitem.reference,
         )
-        answer: Answer = call(handle, workitem, max_result)
+        answer: Answer = call(handle, workitem, max_result, known)
         if os.getpid() != line.pid:  # a child that the handler forked came back: it is none of ours
             os._exit(0 if answer.meta[0] == "done" else 1)
         line.send(Kind.ENDED, [number, time.monotonic() - started, *answer.meta], answer.payload)

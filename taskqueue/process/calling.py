@@ -11,6 +11,7 @@ from typing import Any
 
 from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
+from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
 from taskqueue.worker import Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
@@ -39,10 +40,11 @@ class Answer:
     payload: bytes = b""
 
 
-def caller(worker: Any, max_result: int) -> Handle:
+def caller(worker: Any, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> Handle:
     """How `worker` is called: `handle_task(body)`, or the older form with four arguments.
 
     max_result: bytes of a result, or of what it publishes; the broker takes no more.
+    known: the formats by which `body` is read.
     """
     signature = inspect.signature(worker.handle_task)
     positional = [
@@ -53,18 +55,18 @@ def caller(worker: Any, max_result: int) -> Handle:
     ]
     if len(positional) == 4:
         return lambda workitem: _call_older(worker.handle_task, workitem, max_result)
-    return lambda workitem: _call(worker.handle_task, workitem, max_result)
+    return lambda workitem: _call(worker.handle_task, workitem, max_result, known)
 
 
-def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int) -> Answer:
+def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int, known: Formats) -> Answer:
     try:
-        body = formats.value(workitem.body, workitem.content_type)
+        body = formats.value(workitem.body, workitem.content_type, known)
     except FormatError as error:
         return Answer(("malformed", error.detail))
     return _done(handle(body), max_result)
 
 
-def call(handle: Handle, workitem: Workitem, max_result: int) -> Answer:
+def call(handle: Handle, workitem: Workitem, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> Answer:
     """Call it; every exception becomes an answer."""
     try:
         try:
@@ -79,7 +81,7 @@ def call(handle: Handle, workitem: Workitem, max_result: int) -> Answer:
     except BaseException as error:  # SystemExit and KeyboardInterrupt of a handler are its failures, too
         text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
         summary = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR]
-        result = formats.failed_result(workitem, summary, text)
+        result = formats.failed_result(workitem, summary, text, known)
         if len(result.body) > max_result:
             result = Payload()
         return Answer(("failed", summary, text, result.content_type), result.body)

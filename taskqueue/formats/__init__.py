@@ -1,0 +1,36 @@
+"""What the bytes of a message mean.  The only package that opens payloads; docs/protocol.md describes the wire.
+
+Everything here takes whatever a producer can send, and raises nothing but FormatError, with a detail of one short line.
+
+contract   what a format is
+builtin    JSON with Ruote workitems, and text
+installed  formats of third parties: found, loaded, and kept from doing harm
+messages   from a message to its workitem, to what a handler gets, and from what it returns to a result
+jsontext   JSON, read to the letter
+chartext   text in all encodings
+"""
+
+from __future__ import annotations
+
+from taskqueue.formats.builtin import BUILTIN
+from taskqueue.formats.contract import Extracted, Format, Formats
+from taskqueue.formats.installed import Installed, discover, known
+from taskqueue.formats.jsontext import MAX_DEPTH
+from taskqueue.formats.messages import MAX_REFERENCE, ONLY_BUILTIN, failed_result, parse, payload, value
+
+__all__ = [
+    "BUILTIN",
+    "MAX_DEPTH",
+    "MAX_REFERENCE",
+    "ONLY_BUILTIN",
+    "Extracted",
+    "Format",
+    "Formats",
+    "Installed",
+    "discover",
+    "failed_result",
+    "known",
+    "parse",
+    "payload",
+    "value",
+]

@@ -1,0 +1,3 @@
+"""Formats that can't be imported."""
+
+raise SystemExit("missing on purpose")
