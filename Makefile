@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 CODE := taskqueue tests benchmarks examples setup.py
 FOUND := $(wildcard $(CODE))
 
-.PHONY: help demo venv services lint check test format bench clean distclean
+.PHONY: help demo venv services lint check test test-long format bench clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # From a copy, because pip builds in the tree; and all of it is gone afterwards.
 demo: ## see it work, on the files below a directory: make demo DIR=/usr/share/doc
@@ -51,10 +51,13 @@ lint: $(STAMP) ## form, lint and types
 	$(BIN)/mypy
 
 check: lint ## lint, and the tests that need no server
-	umask 022; $(BIN)/python -m pytest -m 'not services and not chaos'
+	umask 022; $(BIN)/python -m pytest -m 'not services and not chaos and not long'
 
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
+
+test-long: services $(STAMP) ## what takes many minutes: a hundred thousand hostile messages
+	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff format $(FOUND)

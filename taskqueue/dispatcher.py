@@ -16,6 +16,7 @@ from taskqueue.broker import Broker, Consumer, Delivery, Options
 from taskqueue.config import Config
 from taskqueue.errors import FormatError
 from taskqueue.formats import Formats
+from taskqueue.formats.chartext import line
 from taskqueue.loop import Loop
 from taskqueue.outcome import Dead, Forward, Outcome
 from taskqueue.workitem import DROPPED, INCOMING, Workitem, is_type, worker_queue
@@ -100,7 +101,8 @@ class Dispatcher:
         try:
             return Forward(formats.parse(workitem, max_body=self._config.max_body, formats=self._formats))
         except FormatError as error:
-            log.warning("workitem %s is malformed: %s", workitem.id or "without an id", error.detail)
+            # The id is a producer's: it must not write lines of its own into the log.
+            log.warning("workitem %s is malformed: %s", line(workitem.id) or "without an id", error.detail)
             return Dead("malformed", error.detail)
 
     async def _first_seen(self, forward: Forward) -> Outcome:

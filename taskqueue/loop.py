@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from taskqueue.broker import Consumer, Delivery, Ended
+from taskqueue.formats.chartext import line
 from taskqueue.outcome import Outcome, Release, Rules
 
 __all__ = ["Loop"]
@@ -72,7 +73,7 @@ class Loop:
                 self.discarded += 1
                 log.warning(
                     "workitem %s of %s: its delivery was lost, somebody else has it now; %s discarded",
-                    ended.delivery.workitem.id or "without an id",
+                    line(ended.delivery.workitem.id) or "without an id",
                     ended.delivery.queue,
                     type(ended.outcome).__name__,
                 )

@@ -2,87 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
+from hostile import JSON_VALUES, LOOSE_JSON, WORKITEMS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from messages import JSON, LIMIT, envelope, parsed
+from messages import LIMIT, envelope, parsed
 
 from taskqueue.errors import FormatError
 from taskqueue.formats import BUILTIN, failed_result, parse, payload, value
 from taskqueue.workitem import Workitem
-
-# --- properties ---
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
-)
-LOOSE_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda children: st.lists(children) | st.dictionaries(st.text(st.characters()) | st.just("worker_type"), children),
-)
-ENVELOPES = st.fixed_dictionaries(
-    {},
-    optional={
-        "worker_type": LOOSE_JSON | st.just("t"),
-        "workitem": LOOSE_JSON,
-        "reference": LOOSE_JSON,
-        "fields": LOOSE_JSON | st.fixed_dictionaries({"params": st.fixed_dictionaries({"worker_type": LOOSE_JSON})}),
-    },
-)
-PIECES = st.sampled_from(
-    [
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b",",
-        b":",
-        b'"',
-        b"\\",
-        b'"worker_type"',
-        b'"workitem"',
-        b'"t"',
-        b"NaN",
-        b"1e9",
-        b" ",
-        b"\xff",
-    ]
-)
-BODIES = st.one_of(
-    st.binary(),
-    st.lists(PIECES).map(b"".join),
-    ENVELOPES.map(lambda found: json.dumps(found).encode()),
-    st.builds(lambda found, cut: json.dumps(found).encode()[:cut], ENVELOPES, st.integers(0, 100)),
-    st.text().map(lambda text: f"t {text}".encode("utf-8", "surrogatepass")),
-)
-CHARSETS = st.sampled_from(
-    ["utf-8", "latin-1", "utf-16", "utf-7", "idna", "hex", "klingon", '"', "\0", "..", "undefined"]
-)
-CONTENT_TYPES = st.one_of(
-    st.sampled_from(["", JSON, "text/plain"]),
-    st.builds(lambda media, charset: f"{media};charset={charset}", st.sampled_from([JSON, "text/plain"]), CHARSETS),
-    st.text(),
-)
-HEADER_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just("t"),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
-    max_leaves=5,
-)
-WORKITEMS = st.builds(
-    Workitem,
-    body=BODIES,
-    id=st.text(),
-    content_type=CONTENT_TYPES,
-    content_encoding=st.sampled_from(["", "", "utf-8", "gzip"]) | st.text(),
-    headers=st.dictionaries(
-        st.sampled_from(["worker_type", "taskqueue_version"]) | st.text(), HEADER_VALUES, max_size=2
-    ),
-    reference=st.text(),
-    attempt=st.integers(),
-    due=st.none() | st.floats(),
-)
 
 
 @settings(max_examples=1000, deadline=None)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from taskqueue import dispatcher
 from taskqueue.outcome import Done, Outcome
 
-FAILS = ("test_system_dispatcher.py::test_what_is_malformed_becomes_a_dead_letter_whole",)
+FAILS = (
+    "test_system_dispatcher.py::test_what_is_malformed_becomes_a_dead_letter_whole",
+    "test_dispatcher_properties.py::test_a_dispatcher_loses_and_multiplies_no_message",
+)
 
 parsed = dispatcher.Dispatcher._parsed
 
