@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from installations import Installation
@@ -111,6 +112,26 @@ class TestSend:
         assert "Connection refused" in text and "127.0.0.1" in text
         assert "sesame" not in text
 
+    def test_it_finds_the_password_in_its_file(self, system: System, rabbitmq: RabbitMQ) -> None:
+        vhost = unquote(urlsplit(system.url).path.removeprefix("/"))
+        config = system.directory / "own.ini"
+        config.write_text(
+            f"[amqp]\nhost = 127.0.0.1\nport = {rabbitmq.port}\nvhost = {vhost}\nuser = {rabbitmq.user}\n"
+            "password_file = password\n"
+        )
+
+        missing = system.run("send", "echo", "x", "-c", config)
+        (system.directory / "password").write_text(f"{rabbitmq.password}\n")
+        sent = system.run("send", "echo", "x", "-c", config)
+        dispatcher = system.dispatcher(config, "-v")
+        system.wait_queue("worker_echo", 1)
+        dispatcher.stop()
+
+        assert (missing.returncode, missing.stdout) == (6, b"")
+        assert f"password_file: {system.directory}/password there is no such file" in missing.stderr.decode()
+        assert (sent.returncode, sent.stderr) == (0, b"")
+        assert rabbitmq.password not in dispatcher.log
+
     def test_a_wrong_password_is_one_line_without_it(self, system: System, rabbitmq: RabbitMQ) -> None:
         url = rabbitmq.url(password="open-sesame")
         done = system.run("send", "echo", "x", "--url", url)
@@ -119,7 +140,9 @@ class TestSend:
         assert "refused user or password" in text and "sesame" not in text
 
 
-@pytest.mark.parametrize("command", [["send", "echo"], ["dispatcher", "-f"], ["workerpool", "-f"], ["check-config"]])
+@pytest.mark.parametrize(
+    "command", [["send", "echo"], ["dispatcher", "-f"], ["workerpool", "-f"], ["check-config"], ["config", "show"]]
+)
 def test_a_wrong_configuration_is_exit_status_6_with_file_and_line(offline: System, command: list[str]) -> None:
     config = offline.config("[echo]\nworkers = many\n")
     missing = offline.directory / "missing.ini"
@@ -147,9 +170,29 @@ def test_check_config_shows_the_plan(offline: System) -> None:
         assert b"sesame" not in output and b"hidden-thing" not in output
 
 
+def test_config_show_shows_what_took_effect_and_no_secret(offline: System) -> None:
+    config = offline.config("[DEFAULT]\nworkers = 0\n[echo]\nworkers = 2\napi_token = hidden-thing\n")
+
+    short = offline.run("config", "show", "-c", config)
+    full = offline.run("config", "show", "--effective", "-c", config)
+    lines = offline.run("config", "show", "--json", TASKQUEUE_CONFIG=str(config), TASKQUEUE_URL="sqlite:///x")
+    nothing = offline.run("config")
+
+    assert (short.returncode, full.returncode, lines.returncode, nothing.returncode) == (0, 0, 0, 2)
+    assert "max_types" in full.stdout.decode() and "max_types" not in short.stdout.decode()
+    assert "[inspect]" in full.stdout.decode() and "[inspect]" not in short.stdout.decode()
+    origins = {
+        (shown["section"], shown["option"]): shown["origin"] for shown in map(json.loads, lines.stdout.splitlines())
+    }
+    assert (origins["taskqueue", "url"], origins["echo", "workers"]) == ("TASKQUEUE_URL", "file")
+    for done in (short, full, lines):
+        assert done.stderr == b""
+        assert b"sesame" not in done.stdout and b"hidden-thing" not in done.stdout
+
+
 def test_the_command_says_what_there_is(offline: System) -> None:
     version, help, nothing = offline.run("--version"), offline.run("--help"), offline.run()
     assert version.stdout.startswith(b"taskqueue ")
-    for command in ("send", "check-config", "dispatcher", "workerpool"):
+    for command in ("send", "check-config", "config", "dispatcher", "workerpool"):
         assert command in help.stdout.decode()
     assert nothing.returncode == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,11 +15,12 @@ from taskqueue.config.groups import read_options, resolve
 from taskqueue.config.ini import Report, Section, read
 from taskqueue.config.loggers import check_logging
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, Option, defaults, nearest
+from taskqueue.config.passwords import read_password
 from taskqueue.config.secrets import is_secret, mask_url
 from taskqueue.config.values import DEFAULT_PATH, DEFAULT_URL, EMBEDDED_FILE, Config, embedded_directory
 from taskqueue.errors import ConfigError
 
-__all__ = ["load", "parse"]
+__all__ = ["File", "find", "load", "parse"]
 
 LARGEST = 1 << 20  # bytes; a configuration is not that long: the path names something else
 NOT_YET = ("store", "schedule", "web")
@@ -35,6 +37,31 @@ def load(
 
     Raises ConfigError with every problem of the file.
     """
+    file = find(path)
+    named = url or ("" if file.there else _embedded_url())
+    return parse(file.text, file.path, plugins, formats=formats, url=named, public=file.public)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A configuration file as it is.
+
+    public: whether every user of this host may read it.
+    there: False where none was named and none is at its usual place.
+    """
+
+    path: Path
+    text: str = field(default="", repr=False)
+    public: bool = False
+    there: bool = True
+
+    def sections(self) -> dict[str, Section]:
+        """What is in it, whether it means anything or not."""
+        return read(self.text, Report(self.path))
+
+
+def find(path: Path | None) -> File:
+    """Read the file at `path` (None: at its usual place, where it may be missing).  Raises ConfigError."""
     place = path or DEFAULT_PATH
     try:
         with open(place, "rb") as file:
@@ -42,7 +69,7 @@ def load(
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         if path is None:
-            return parse("", place, plugins, formats=formats, url=url or _embedded_url())
+            return File(path=place, there=False)
         raise ConfigError(
             f"{place}: there is no such file; an empty one is a complete configuration: every installed plugin, "
             f"{DEFAULT_URL}"
@@ -51,7 +78,7 @@ def load(
         raise ConfigError(f"{place}: can't be read: {error.strerror}") from None
     if len(content) > LARGEST:
         raise ConfigError(f"{place}: is no configuration: it is longer than {LARGEST} bytes")
-    return parse(_decode(content, place), place, plugins, formats=formats, url=url, public=public)
+    return File(path=place, text=_decode(content, place), public=public)
 
 
 def parse(
@@ -63,7 +90,7 @@ def parse(
     url: str = "",
     public: bool = False,
 ) -> Config:
-    """What `text`, the content of `path`, means.
+    """What `text`, the content of `path`, means.  It reads nothing but the password_file that it may name.
 
     public: whether every user of this host may read it.  Other arguments and errors as those of `load`.
     """
@@ -85,6 +112,7 @@ def parse(
     named = daemon.pop("url", "")
     if named and amqp.keys() - {"heartbeat"}:
         report.warning(sections["amqp"].line, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
+    _take_password(amqp, sections, path, report, needed=not (url or named))
     heartbeat = amqp.pop("heartbeat", defaults(AMQP)["heartbeat"])
     config = {**daemon, "heartbeat": heartbeat, "groups": groups, "logging": logging}
     if report.problems:
@@ -168,9 +196,34 @@ def _amqp_url(given: Mapping[str, Any]) -> str:
     return f"{scheme}://{user}:{password}@{host}:{options['port'] or port}/{vhost}"
 
 
+def _take_password(
+    amqp: dict[str, Any], sections: Mapping[str, Section], path: Path, report: Report, *, needed: bool
+) -> None:
+    """Put the password that lies in the password_file into `amqp`, where the broker is reached with it."""
+    name = amqp.pop("password_file", "")
+    if not name:
+        return
+    line = sections["amqp"].entries["password_file"].line
+    if "password" in amqp:
+        report.problem(line, "[amqp] password_file: expected either password or password_file, not both")
+    elif needed:
+        file = path.parent / name
+        try:
+            amqp["password"], public = read_password(file)
+        except ValueError as error:
+            wrong = f"[amqp] password_file: {file} {error}: expected a file with the password in one line"
+            report.problem(line, wrong)
+            return
+        if public:
+            wrong = f"every user of this host may read {file}: expected mode 0640 or less"
+            report.warning(line, f"[amqp] password_file: {wrong}")
+
+
 def _warn_public(sections: Mapping[str, Section], report: Report) -> None:
     for section in sections.values():
         for entry in section.entries.values():
+            if section.name == "amqp" and entry.name == "password_file":
+                continue  # a path
             if (entry.value and is_secret(entry.name)) or mask_url(entry.value) != entry.value:
                 report.warning(
                     entry.line,

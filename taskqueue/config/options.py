@@ -136,6 +136,13 @@ AMQP = _table(
         parse=parsers.text(0, 4096),
         meaning="The password to log in with, as it is: nothing is quoted or encoded. passwd means the same.",
     ),
+    Option(
+        name="password_file",
+        default="",
+        parse=parsers.text(0, 4096),
+        meaning="A file with the password in one line, instead of password. A path that is not absolute begins at the "
+        "directory of this file.",
+    ),
     Option(name="tls", default="off", parse=parsers.switch, meaning="Whether the connection is encrypted: on or off."),
     Option(
         name="heartbeat",
