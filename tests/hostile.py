@@ -116,7 +116,7 @@ HEADERS = st.fixed_dictionaries(
         "taskqueue_attempt": AMQP_VALUES,
         "taskqueue_crashes": AMQP_VALUES,
         "taskqueue_failures": AMQP_VALUES,
-        "taskqueue_due": st.sampled_from([0, -1, 0.5, "soon", None, [1], True]),  # the past; the future is waited for
+        "taskqueue_due": st.sampled_from([0, -1, 4e9, 1e300, 1 << 62]) | AMQP_VALUES,
         "taskqueue_expiration": AMQP_VALUES,
         "x-death": DEATHS | AMQP_VALUES,
         "x-first-death-queue": AMQP_VALUES,

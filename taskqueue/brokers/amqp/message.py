@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskqueue.brokers.amqp.table import Properties, as_sent, encode_table
-from taskqueue.workitem import FORMAT_VERSION, INCOMING, Workitem, is_type
+from taskqueue.workitem import DROPPED, FORMAT_VERSION, INCOMING, Workitem, is_type
 
 __all__ = ["from_wire", "to_wire"]
 
@@ -135,7 +135,7 @@ def from_wire(properties: Any, body: bytes, queue: str) -> Workitem:
         attempt=max(1, attempt),
         crashes=crashes,
         failures=failures,
-        due=_due(counters[3]),
+        due=None if queue in (INCOMING, DROPPED) else _due(counters[3]),  # a producer's, who could hide it for ever
         others=others,
     )
 
