@@ -92,7 +92,8 @@ def payload(value: object) -> Payload:
             return Payload(value.encode(), TEXT)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         check_depth(text)
-        return Payload(text.encode(), JSON)
+        # A lone surrogate, such as Python has for a byte of a file's name, becomes JSON's own escape.
+        return Payload(text.encode(errors="backslashreplace"), JSON)
     except RecursionError:
         raise FormatError(f"a result of type {_name(value)} is nested too deeply") from None
     except (TypeError, ValueError, FormatError) as error:
