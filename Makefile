@@ -13,10 +13,10 @@ VENV := .venv
 DIR := $(CURDIR)
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-CODE := taskqueue tests benchmarks examples setup.py
+CODE := taskqueue tests benchmarks examples docs/conf.py setup.py
 FOUND := $(wildcard $(CODE))
 
-.PHONY: help demo venv services lint check test test-long format bench clean distclean
+.PHONY: help demo venv services lint check test test-long format html dist bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,6 +62,14 @@ test-long: services $(STAMP) ## what takes many minutes: a hundred thousand host
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff format $(FOUND)
 	$(BIN)/ruff check --fix-only $(FOUND)
+
+html: $(STAMP) ## build the documentation into build/html
+	rm -rf build/html
+	$(BIN)/sphinx-build -W -E -q -b html docs build/html
+
+dist: $(STAMP) ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	umask 022; $(BIN)/python -m build --no-isolation
 
 bench: services $(STAMP) ## measure the throughput
 	umask 022; $(BIN)/python benchmarks/throughput.py

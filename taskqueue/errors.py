@@ -1,13 +1,15 @@
 """Every error that taskqueue raises, by what the caller can do about it.
 
-TaskQueueError
-├── ConfigError              config.ini is wrong: file, line, section, option, value, what would be right
-├── PluginError              an entry point did not load, or a worker process of its group can't start
-├── FormatError              bytes are not a workitem; never retried
-└── BrokerError
-    ├── BrokerUnavailable    try again later; the same call is safe
-    ├── SendFailed           the broker is there and did not take a workitem
-    └── Unsupported          this backend does not do that; says which does
+::
+
+    TaskQueueError
+    ├── ConfigError              config.ini is wrong: file, line, section, option, value, what would be right
+    ├── PluginError              an entry point did not load, or a worker process of its group can't start
+    ├── FormatError              bytes are not a workitem; never retried
+    └── BrokerError
+        ├── BrokerUnavailable    try again later; the same call is safe
+        ├── SendFailed           the broker is there and did not take a workitem
+        └── Unsupported          this backend does not do that; says which does
 """
 
 from __future__ import annotations

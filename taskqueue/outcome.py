@@ -1,6 +1,6 @@
 """What becomes of a delivery, and what settling it must store before the delivery may end.
 
-Every broker settles by `effects`: it stores the `Send`s of an outcome, waits until they are safe, and ends the
+Every broker settles by `effects`: it stores what an outcome sends, waits until that is safe, and ends the
 delivery then, or gives it back.  So the outcomes mean the same everywhere.
 """
 

@@ -1,4 +1,4 @@
-"""The contract of a broker as tests: every backend passes them, yours too.
+"""The contract of a broker as tests: every backend passes them, yours too::
 
     from taskqueue.testing import BrokerContract
 
