@@ -19,6 +19,7 @@ from taskqueue.formats import Formats
 from taskqueue.formats.chartext import line
 from taskqueue.loop import Loop
 from taskqueue.outcome import Dead, Forward, Outcome
+from taskqueue.title import set_title
 from taskqueue.workitem import DROPPED, INCOMING, Workitem, is_type, worker_queue
 
 __all__ = ["Dispatcher", "broker_options"]
@@ -26,6 +27,7 @@ __all__ = ["Dispatcher", "broker_options"]
 log = logging.getLogger(__name__)
 
 RESERVE = 300
+SHOW_EVERY = 1.0  # seconds
 STOP_TIMEOUT = 10.0  # seconds
 
 
@@ -61,10 +63,12 @@ class Dispatcher:
         ]
         event_loop.add_signal_handler(signal.SIGUSR1, self._log_state, loops)
         event_loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: a dispatcher reads its file only at its start")
+        showing = asyncio.create_task(self._show(loops))
         running = [asyncio.create_task(loop.run()) for loop, _ in loops]
         stop = asyncio.create_task(stopped.wait())
         await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping")
+        showing.cancel()
         for task in running:
             if task.done():
                 task.result()
@@ -74,6 +78,12 @@ class Dispatcher:
         except TimeoutError:
             log.warning("not everything could be settled in %g s; it will be done again", STOP_TIMEOUT)
         await self._broker.close()
+
+    async def _show(self, loops: list[tuple[Loop, Consumer]]) -> None:
+        """Keep the title up to date."""
+        while True:
+            set_title(f"dispatcher, {sum(loop.settled for loop, _ in loops)} messages passed on")
+            await asyncio.sleep(SHOW_EVERY)
 
     async def _settle_all(self, loops: list[tuple[Loop, Consumer]]) -> None:
         for loop, consumer in loops:

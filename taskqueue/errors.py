@@ -6,6 +6,7 @@
     ├── ConfigError              config.ini is wrong: file, line, section, option, value, what would be right
     ├── PluginError              an entry point did not load, or a worker process of its group can't start
     ├── FormatError              bytes are not a workitem; never retried
+    ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
     └── BrokerError
         ├── BrokerUnavailable    try again later; the same call is safe
         ├── SendFailed           the broker is there and did not take a workitem
@@ -21,6 +22,7 @@ __all__ = [
     "FormatError",
     "PluginError",
     "SendFailed",
+    "SoftTimeLimitExceeded",
     "TaskQueueError",
     "Unsupported",
 ]
@@ -52,6 +54,16 @@ class FormatError(TaskQueueError):
     def __init__(self, detail: str) -> None:
         self.detail = detail
         super().__init__(detail)
+
+
+class SoftTimeLimitExceeded(TaskQueueError):
+    """Raised in a handler that ran longer than its group's `soft_time_limit`, once, so that it can clean up.
+
+    One that lets it pass has failed, and is tried again as after any failure.
+    """
+
+    def __init__(self, *seconds: float) -> None:
+        super().__init__(*(f"ran longer than soft_time_limit of {limit:g} s" for limit in seconds))
 
 
 class BrokerError(TaskQueueError):

@@ -23,12 +23,14 @@ class Child:
 
     started: monotonic seconds.
     stopping: it was told to stop.
+    recycling: its carrier will end it soon, and wants its successor to be ready by then.
     """
 
     pid: int
     group: Group
     started: float
     stopping: bool = False
+    recycling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def plan(
 
     A process whose group is wanted unchanged, but for the number of processes, is left alone; others are stopped.
     Of too many the youngest are stopped.  A group never has more processes than wanted: a new one is started
-    when an old one of the same name has ended, not when it is told to.
+    when an old one of the same name has ended, not when it is told to.  One that is recycled does not count: its
+    successor is started ahead, and gets its first workitem when it may work in its place.
 
     deaths: of groups whose processes died; the number of processes in the keys does not matter.
     now: monotonic seconds.  No I/O: the same arguments give the same actions.
@@ -134,6 +137,8 @@ def plan(
 
     for child in sorted(children, key=lambda child: (child.started, child.pid)):
         place = running.get(process_of(child.group))
+        if child.recycling and not child.stopping and place is not None:
+            continue
         if child.stopping or place is None or len(place) >= wanted[process_of(child.group)][1]:
             stop(child)
         else:

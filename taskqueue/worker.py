@@ -12,6 +12,7 @@ registered in the package's metadata as `'worker.plugins': ['workerext = extpack
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -55,15 +56,31 @@ class CurrentWorkitem:
     reference: str
 
 
+handled_here: ContextVar[CurrentWorkitem | None] = ContextVar("handled_here", default=None)
+"""Where several handlers run at once: the workitem of this thread or task."""
+
+
 class BaseWorker:
     """One worker; a worker process makes one through `factory` and keeps it.
 
     settings: the options of the group's section of config.ini that taskqueue does not know; names in lower case.
-    workitem: the one that is being handled.
     """
 
     settings: Mapping[str, str] = MappingProxyType({})
-    workitem: CurrentWorkitem
+    _workitem: CurrentWorkitem | None = None
+
+    @property
+    def workitem(self) -> CurrentWorkitem:
+        """The one that is being handled: with `threads` or `concurrency`, by the thread or task that asks."""
+        found = handled_here.get() or self._workitem
+        if found is None:
+            raise AttributeError("workitem: no workitem is being handled in this thread")
+        return found
+
+    @workitem.setter
+    def workitem(self, workitem: CurrentWorkitem) -> None:
+        """Set where one workitem is handled at a time; then all threads of the process see it."""
+        self._workitem = workitem
 
     @classmethod
     def factory(cls) -> BaseWorker:
@@ -71,13 +88,18 @@ class BaseWorker:
         return cls()
 
     def setup(self) -> None:
-        """Called once in each worker process, before the first workitem; settings are there."""
+        """Called once in each worker process, before the first workitem; settings are there.
+
+        With an `async def handle_task`, this and `teardown` may be `async def`, too.
+        """
 
     def handle_task(self, body: Any) -> Any:
         """Handle one workitem; what it returns is its result.
 
         `body` is the JSON value, the str or the bytes, by the workitem's content type.  It may be handed the same
         workitem more than once (after a crash, a lost connection, a retry), so its effects should bear that.
+
+        As `async def handle_task(self, body)` it runs in an event loop, with up to `concurrency` others.
 
         The older form `handle_task(self, channel, method, header, body)` is called with bytes and must acknowledge
         by `channel.basic_ack(method.delivery_tag)`.

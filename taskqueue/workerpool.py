@@ -27,6 +27,7 @@ from taskqueue.plugins import discover
 from taskqueue.process.protocol import CANNOT_BOOT, Kind
 from taskqueue.process.spawn import Account, account, ended, everything_of, how_it_ended, spawn
 from taskqueue.process.wire import Wire
+from taskqueue.title import set_title
 
 __all__ = ["WorkerPool"]
 
@@ -44,6 +45,7 @@ class _Process:
     group: Group
     started: float
     stopping: bool = False
+    recycling: bool = False
     up: bool = False
 
 
@@ -122,6 +124,9 @@ class WorkerPool:
                 again = self._finish() if self._stopping else self._act()
                 if self._stopping and self._carrier is None and not self._processes:
                     return
+                ready = sum(process.up for process in self._processes.values())
+                doing = "stopping, " if self._stopping else ""
+                set_title(f"workerpool, {doing}{ready} of {len(self._processes)} worker processes ready")
                 try:
                     await asyncio.wait_for(self._wake.wait(), again)
                 except TimeoutError:
@@ -184,6 +189,8 @@ class WorkerPool:
 
     def _reap(self) -> None:
         now = self._clock.monotonic()
+        if self._carrier is not None:
+            self._carrier.wire.read()  # it says what it recycles before that ends
         for pid, process in list(self._processes.items()):
             returncode = ended(process.popen)
             if returncode is None:
@@ -192,11 +199,11 @@ class WorkerPool:
             how = how_it_ended(returncode)
             if self._carrier is not None:
                 self._carrier.wire.send(Kind.DIED, {"pid": pid, "how": how})
-            if process.stopping and returncode == 0:
+            if (process.stopping or process.recycling) and returncode == 0:
                 log.info("worker process %d of %s ended", pid, process.group.name)
                 continue
             key = process_of(process.group)
-            if not self._stopping and not process.stopping:
+            if not self._stopping and not process.stopping and not process.recycling:
                 before = self._deaths.get(key)
                 after = died(before, started=process.started, now=now, jitter=random.random())
                 self._deaths[key] = after
@@ -243,7 +250,8 @@ class WorkerPool:
         if self._carrier.draining:
             return None
         children = [
-            Child(pid=pid, group=p.group, started=p.started, stopping=p.stopping) for pid, p in self._processes.items()
+            Child(pid=pid, group=p.group, started=p.started, stopping=p.stopping, recycling=p.recycling)
+            for pid, p in self._processes.items()
         ]
         again: float | None = None
         for action in plan(children, want=want(self.config), deaths=self._deaths, now=now):
@@ -333,11 +341,17 @@ class WorkerPool:
                 process = self._processes.get(meta["pid"])
                 if process is not None:
                     process.up = True
+                    self._wake.set()
                     self._complaints.pop(process.group.name, None)
                     log.info("worker process %d of %s is ready", meta["pid"], process.group.name)
             case Kind.DOWN:
                 name = meta["group"]
                 self._complain(name, f"plugin of group {name} does not load: {meta['error']}\n{meta['traceback']}")
+            case Kind.RECYCLE:
+                process = self._processes.get(meta["pid"])
+                if process is not None:
+                    process.recycling = True
+                    self._wake.set()
             case Kind.KILL:
                 process = self._processes.get(meta["pid"])
                 if process is not None:

@@ -35,6 +35,7 @@ T = TypeVar("T")
 PATIENCE = float(os.environ.get("TASKQUEUE_TEST_PATIENCE", "60"))
 """Seconds after which something that must happen did not happen: much more than it takes on a busy machine."""
 POLL = 0.02  # seconds
+TITLES = {"taskqueue.carrier": "taskqueue: carrier", "taskqueue.process": "taskqueue: worker "}
 
 
 def until(condition: Callable[[], T], what: str = "", *, timeout: float = PATIENCE) -> T:
@@ -54,14 +55,23 @@ def alive(pid: int) -> bool:
     return False
 
 
+def title(pid: int) -> str:
+    """What `ps` shows of a process; empty where it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+    return ""
+
+
 def children(parent: int, module: str) -> list[int]:
     """The running children of `parent` that run the Python module `module`, oldest first."""
+    own_title = TITLES[module]
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
-            words = (stat.parent / "cmdline").read_bytes().split(b"\0")
-            if int(ppid) == parent and state not in "ZX" and module.encode() in words:
+            shown = title(int(stat.parent.name))
+            ours = module in shown.split() or shown.startswith(own_title)
+            if int(ppid) == parent and state not in "ZX" and ours:
                 found.append(int(stat.parent.name))
     return sorted(found)
 

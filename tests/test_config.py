@@ -152,6 +152,13 @@ class TestWhatFilesMean:
             ("results_routing_key", "ruote_workitems", "ruote_workitems"),
             ("dead_letters", "Off", False),
             ("dead_letters", "yes", True),
+            ("threads", "20", 20),
+            ("concurrency", "1000", 1000),
+            ("max_tasks", "0", 0),
+            ("max_memory", "0", 0),
+            ("max_memory", "512M", 512 << 20),
+            ("memory_limit", "2g", 2 << 30),
+            ("soft_time_limit", "30s", 30.0),
             ("environment", "A=1 B='two words' C=", (("A", "1"), ("B", "two words"), ("C", ""))),
         ],
     )

@@ -188,6 +188,22 @@ port = 1
         )
 
 
+class TestTimeLimits:
+    @pytest.mark.parametrize(
+        ("text", "place"),
+        [
+            ("[worker1]\ntime_limit = 5\nsoft_time_limit = 5\n", "3: [worker1] soft_time_limit = '5'"),
+            ("[DEFAULT]\nsoft_time_limit = 60\n[worker1]\ntime_limit = 5\n", "4: [worker1] time_limit = '5'"),
+        ],
+    )
+    def test_a_soft_one_must_come_before_the_other_one(self, text: str, place: str) -> None:
+        (problem,) = problems(text)
+        assert problem.startswith(f"config.ini:{place}: expected a soft_time_limit below time_limit, and for worker1")
+
+    def test_a_soft_one_alone_is_right(self) -> None:
+        assert read("[worker1]\nsoft_time_limit = 5\n").groups[0].soft_time_limit == 5.0
+
+
 class TestWarnings:
     def test_a_setting_that_nearly_is_an_option(self) -> None:
         config = read("[worker1]\ntime_limits = 3\ncolour = red\n")

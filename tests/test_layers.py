@@ -17,7 +17,7 @@ LAYERS = (
     ("workitem", "outcome", "config", "plan", "retry", "clock"),
     ("broker", "store"),
     ("brokers.*",),
-    ("worker", "plugins", "formats"),
+    ("worker", "plugins", "formats", "title"),
     ("client", "process"),
     ("loop", "dispatcher", "workerpool", "carrier", "daemon", "log"),
     ("cli", "web", "testing", "__main__"),

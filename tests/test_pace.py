@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from taskqueue.carrier.pace import MAX_BATCH_BYTES, MAX_DEPTH, MAX_RESERVE, batch_size, depth, mean_run_time, reserve
+from taskqueue.carrier.pace import (
+    MAX_BATCH_BYTES,
+    MAX_DEPTH,
+    MAX_RESERVE,
+    batch_size,
+    depth,
+    is_soon,
+    mean_run_time,
+    reserve,
+)
 
 
 class TestDepth:
@@ -23,7 +32,7 @@ class TestReserve:
     def test_what_the_operator_asks_for_holds(self) -> None:
         assert reserve(4, 0.000001, 7) == reserve(4, 3600.0, 7) == reserve(4, None, 7) == 7
 
-    def test_while_nothing_is_known_it_is_one_for_each_process(self) -> None:
+    def test_while_nothing_is_known_it_is_one_for_each_slot(self) -> None:
         assert reserve(3, None, 0) == 3
 
     def test_long_tasks_are_left_to_whoever_is_free_first(self) -> None:
@@ -32,8 +41,18 @@ class TestReserve:
     def test_short_ones_are_held_for_a_quarter_of_a_second(self) -> None:
         assert reserve(2, 0.010, 0) == 2 + 50
 
-    def test_it_is_bounded(self) -> None:
+    def test_it_is_bounded_but_never_below_what_runs_at_once(self) -> None:
         assert reserve(8, 0.0, 0) == reserve(8, 1e-12, 0) == MAX_RESERVE
+        assert reserve(5000, 0.1, 0) == 5000
+
+
+class TestIsSoon:
+    def test_nobody_knows_before_the_first_has_ended(self) -> None:
+        assert not is_soon(1, 1, None)
+
+    def test_slots_share_the_work(self) -> None:
+        assert not is_soon(20, 1, 0.2)
+        assert is_soon(20, 10, 0.2)
 
 
 class TestMeanRunTime:

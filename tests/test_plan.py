@@ -67,6 +67,17 @@ class TestPlan:
     def test_a_delay_that_has_passed_is_none(self) -> None:
         assert plan([], want={B: 1}, deaths={B: Deaths(count=9, last=NOW - 100)}, now=NOW) == [Start(B, NOW)]
 
+    def test_the_successor_of_one_that_is_recycled_is_started_ahead(self) -> None:
+        recycled = replace(child(1), recycling=True)
+
+        assert plan([recycled], want={A: 1}, deaths={}, now=NOW) == [Start(A, NOW)]
+        assert plan([recycled, child(2)], want={A: 1}, deaths={}, now=NOW) == []
+
+    def test_one_that_is_recycled_and_not_wanted_any_more_is_stopped_as_any_other(self) -> None:
+        recycled, changed = replace(child(1), recycling=True), replace(A, retries=1)
+
+        assert plan([recycled], want={changed: 1}, deaths={}, now=NOW) == [Stop(1)]
+
     def test_it_is_settled_once_its_actions_are_done(self) -> None:
         new = replace(A, retries=1, workers=3)
         children = [child(1), child(2, B), child(3, B, stopping=True)]

@@ -71,6 +71,7 @@ class TestAfterAnswer:
     def test_a_death(self) -> None:
         used_up = Workitem(body=b"x", type="t", failures=1)
         assert after_death(ITEM, GROUP, "SIGSEGV", None, jitter=1.0) == Crashed("SIGSEGV")
+        assert after_death(ITEM, GROUP, "SIGKILL", Crashed("too large"), jitter=1.0) == Crashed("too large")
         assert after_death(ITEM, GROUP, "SIGKILL", Release(), jitter=1.0) == Release()
         assert isinstance(after_death(ITEM, GROUP, "SIGKILL", TimedOut(1.0), jitter=1.0), Retry)
         assert after_death(used_up, GROUP, "SIGKILL", TimedOut(1.0), jitter=1.0) == TimedOut(1.0)

@@ -8,6 +8,7 @@ import sys
 
 from taskqueue.carrier.carrier import Carrier
 from taskqueue.process.protocol import inherited_socket
+from taskqueue.title import set_title
 
 _PR_SET_DUMPABLE = 4
 
@@ -19,4 +20,5 @@ async def main() -> None:
 if __name__ == "__main__":
     # Its memory holds the broker's password: not readable for other processes of the same user.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    set_title("carrier")
     asyncio.run(main())

@@ -14,14 +14,16 @@ from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Outcome, Release
+from taskqueue.outcome import Outcome
 from taskqueue.process.protocol import Kind
 from taskqueue.process.wire import Wire
+from taskqueue.title import set_title
 
 __all__ = ["Carrier"]
 
 log = logging.getLogger(__name__)
 
+SHOW_EVERY = 1.0  # seconds
 MUTE_FOR = 5.0  # seconds that a worker process may take to end after it has closed its socket
 LOG_BACKLOG = 1 << 22  # bytes: what worker processes log beyond what the manager takes is dropped, not piled up
 
@@ -55,7 +57,15 @@ class Carrier:
         """Work until drained.  Raises what went wrong inside."""
         logging.getLogger().addHandler(ToManager(self._manager))
         asyncio.get_running_loop().set_exception_handler(self._fault)
+        self._show()
         await self._done
+
+    def _show(self) -> None:
+        """Keep the title up to date."""
+        running = sum(process.load for process in self._processes.values())
+        held = sum(lane.loop.held for lane in self._lanes.values())
+        set_title(f"carrier, {held} workitems held, {running} of them in {len(self._processes)} worker processes")
+        asyncio.get_running_loop().call_later(SHOW_EVERY, self._show)
 
     def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A fault in a callback must not go on in silence: the manager starts another carrier."""
@@ -96,6 +106,11 @@ class Carrier:
         group = Group(**{**meta, **pairs})
         hello = {
             "type": group.type,
+            "label": group.label,
+            "slots": group.slots,
+            "threads": group.threads,
+            "concurrency": group.concurrency,
+            "soft_time_limit": group.soft_time_limit,
             "entry_point": group.entry_point,
             "settings": group.settings,
             "log_level": self._options["log_level"],
@@ -106,8 +121,8 @@ class Carrier:
         self._processes[pid] = process
         if group.type not in self._lanes:
             assert self._broker is not None
-            self._lanes[group.type] = Lane(group.type, self._broker, self._clock)
-        self._lanes[group.type].processes.append(process)
+            self._lanes[group.type] = Lane(group.type, self._broker, self._clock, self._recycle)
+        self._lanes[group.type].add(process)
 
     def _retire(self, process: WorkerProcess) -> None:
         """Let it finish within its group's stop timeout; then what it runs is released, and runs again elsewhere."""
@@ -125,11 +140,16 @@ class Carrier:
                     "worker process %d of %s %s: killed; what it ran is released, and will run again",
                     process.pid, process.group.name, why,
                 )  # fmt: skip
-            process.condemn(Release())
+            process.condemn({})
             self._kill(process)
 
     def _kill(self, process: WorkerProcess) -> None:
         self._manager.send(Kind.KILL, {"pid": process.pid})
+
+    def _recycle(self, process: WorkerProcess, why: str) -> None:
+        """Before it is told to stop: the manager must not take its end for a death."""
+        log.info("worker process %d of %s is recycled: %s", process.pid, process.group.name, why)
+        self._manager.send(Kind.RECYCLE, {"pid": process.pid})
 
     def _drain(self, *, hard: bool) -> None:
         for process in list(self._processes.values()):
@@ -167,6 +187,10 @@ class Carrier:
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self._lanes[process.group.type].unstarted(process, deliveries)
 
+    def stopping(self, process: WorkerProcess) -> None:
+        # One that does not end would keep its successor from its place: a thread of a handler may go on for ever.
+        asyncio.get_running_loop().call_later(process.group.stop_timeout, self._kill_if_there, process)
+
     def said(self, process: WorkerProcess, name: str, level: int, text: str) -> None:
         if self._manager.backlog > LOG_BACKLOG:
             self._unsaid += 1
@@ -188,9 +212,6 @@ class Carrier:
         if self._processes.get(process.pid) is process:
             self._kill(process)
 
-    def over_time(self, process: WorkerProcess) -> None:
-        log.warning(
-            "worker process %d of %s runs into its time limit of %g s: killed",
-            process.pid, process.group.name, process.group.time_limit,
-        )  # fmt: skip
+    def over_limit(self, process: WorkerProcess, what: str) -> None:
+        log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._kill(process)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from taskqueue.broker import Broker, Delivery
-from taskqueue.carrier.pace import batch_size, depth, mean_run_time, reserve
+from taskqueue.carrier.pace import batch_size, depth, is_soon, mean_run_time, reserve
 from taskqueue.carrier.verdicts import after_death
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import Clock
@@ -29,12 +30,15 @@ PAUSE_AFTER = 2.0  # seconds without a worker process: time to replace one, not 
 class Lane:
     """Receives from the queue of `type` while there is a worker process for it, and gives it all back when not."""
 
-    def __init__(self, type: str, broker: Broker, clock: Clock) -> None:
+    def __init__(self, type: str, broker: Broker, clock: Clock, recycle: Callable[[WorkerProcess, str], None]) -> None:
+        """`recycle` is called for a worker process that needs a successor, with the reason."""
         self.type = type
         self.processes: list[WorkerProcess] = []
+        self._recycle = recycle
         self.run_time: float | None = None
         self._clock = clock
         self._waiting: deque[Delivery] = deque()
+        self._suspects: deque[Delivery] = deque()  # those that were running when a worker process died
         self._reserve = 1
         self._resized = clock.monotonic()
         self._consumer = broker.consumer(worker_queue(type), reserve=self._reserve)
@@ -52,49 +56,93 @@ class Lane:
         if self._receiving is None:  # it was stopped while these were on their way
             self._give_to_others(deliveries)
         else:
-            self._waiting.extend(deliveries)
+            for delivery in deliveries:
+                (self._suspects if delivery.workitem.crashes else self._waiting).append(delivery)
             self.feed()
 
     def feed(self) -> None:
-        """Hand over what waits, a few milliseconds' worth at a time: to whom has least, and had none for longest."""
+        """Hand over what waits, a few milliseconds' worth at a time: to whom has least, and had none for longest.
+
+        What was running when a worker process died runs alone in one: where several ran, the next death tells which.
+        """
         deep = depth(self.run_time)
+        while self._suspects:
+            idle = [p for p in self.usable if not p.load and p.room(1)]
+            if not idle:
+                break
+            self._hand_over(min(idle, key=_burden), [self._suspects.popleft()], alone=True)
         while self._waiting:
-            free = [p for p in self.usable if p.load <= deep // 2 and not p.is_long]
+            usable = self.usable
+            if self._suspects and usable:
+                usable.remove(min(usable, key=_burden))  # it gets nothing more, to be idle soon
+            free = [p for p in usable if p.room(deep) > 0]
             if not free:
                 return
-            process = min(free, key=lambda p: (p.load, p.last))
-            room = min(deep - process.load, -(-len(self._waiting) // len(free)))
+            process = min(free, key=_burden)
+            room = min(process.room(deep), -(-len(self._waiting) // len(free)))
             sizes = [len(delivery.workitem.body) for delivery in islice(self._waiting, room)]
-            batch = [self._waiting.popleft() for _ in range(batch_size(sizes, room))]
-            held = [delivery for delivery in batch if not delivery.lease.lost]
-            for delivery in batch:
-                if delivery.lease.lost:  # somebody else has it; not run twice by us
-                    self.loop.end(delivery, Release())
-            if held:
-                process.hand_over(held)
+            self._hand_over(process, [self._waiting.popleft() for _ in range(batch_size(sizes, room))])
+
+    def _hand_over(self, process: WorkerProcess, batch: Sequence[Delivery], *, alone: bool = False) -> None:
+        held = [delivery for delivery in batch if not delivery.lease.lost]
+        for delivery in batch:
+            if delivery.lease.lost:  # somebody else has it; not run twice by us
+                self.loop.end(delivery, Release())
+        if held:
+            process.hand_over(held, alone=alone)
+            self._replace_if_worn(process)
+
+    def _replace_if_worn(self, process: WorkerProcess) -> None:
+        """Have a successor started for one that gets no more work; if it soon gets no more, so that it is ready then.
+
+        One that runs workitems in turn holds its place until it has ended: its successor has nothing to do before.
+        """
+        if process.worn:
+            self._give_places()
+        if process.recycling or process.retiring:
+            return
+        soon = process.left < sys.maxsize and is_soon(process.left + process.load, process.slots, self.run_time)
+        if soon or (process.worn and (process.slots > 1 or not process.load)):
+            process.recycling = True
+            self._recycle(process, process.worn or f"max_tasks = {process.group.max_tasks}")
 
     def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
         """A worker process is through with `delivery`, which ran for `seconds`."""
         first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
         self.loop.end(delivery, outcome, process.rules)
-        self._stop_if_retired(process)
+        self._stop_if_through(process)
         self.feed()
         self.adjust(at_once=first)
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These go to others, in their old order, before all that wait."""
         self._give_to_others(deliveries)
-        self._stop_if_retired(process)
+        self._stop_if_through(process)
         self.feed()
 
     def _give_to_others(self, deliveries: Sequence[Delivery]) -> None:
         """In their old order, before all that wait; or back to the broker, once this lane receives no more."""
         if self._receiving is not None:
-            self._waiting.extendleft(reversed(deliveries))
+            self._suspects.extendleft(d for d in reversed(deliveries) if d.workitem.crashes)
+            self._waiting.extendleft(d for d in reversed(deliveries) if not d.workitem.crashes)
         else:
             for delivery in deliveries:
                 self.loop.end(delivery, Release())
+
+    def add(self, process: WorkerProcess) -> None:
+        """A worker process was started."""
+        self.processes.append(process)
+        self._give_places()
+
+    def _give_places(self) -> None:
+        """Who may work: of each group as many as it wants, the oldest first; a successor waits for its turn."""
+        places = {process.group.name: process.group.workers for process in self.processes}  # the latest one knows
+        for process in self.processes:
+            name = process.group.name
+            process.standby = places[name] <= 0
+            if not (process.slots > 1 and process.worn):  # such a one lets its successor begin while it finishes
+                places[name] -= 1
 
     def ready(self, process: WorkerProcess) -> None:
         """A worker process has loaded its plugin."""
@@ -105,29 +153,31 @@ class Lane:
     def retire(self, process: WorkerProcess) -> None:
         """Let a worker process finish what it runs, and end."""
         process.retiring = True
-        self._stop_if_retired(process)
+        self._stop_if_through(process)
         self.adjust(at_once=True)
         self._pause_or_go_on()
 
-    def _stop_if_retired(self, process: WorkerProcess) -> None:
-        if process.retiring and not process.load:
+    def _stop_if_through(self, process: WorkerProcess) -> None:
+        self._replace_if_worn(process)
+        if process.worn:
+            self._pause_or_go_on()
+        if (process.retiring or process.worn) and not process.load:
             process.stop()
 
     def died(self, process: WorkerProcess, how: str) -> None:
-        """A worker process is dead: the one workitem that ran is blamed, the rest goes to others."""
+        """A worker process is dead: the workitems that ran are blamed, the rest goes to others."""
         self.processes.remove(process)
-        blamed, condemned, rest = process.bury()
+        self._give_places()
+        running, rest = process.bury()
         self._give_to_others(rest)
-        if blamed is not None:
-            workitem = blamed.workitem
-            outcome = after_death(
-                workitem, process.group, how, condemned, jitter=random.random(), known=process.formats
-            )
+        for delivery, verdict in running:
+            workitem = delivery.workitem
+            outcome = after_death(workitem, process.group, how, verdict, jitter=random.random(), known=process.formats)
             log.warning(
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,
             )  # fmt: skip
-            self.loop.end(blamed, outcome, process.rules)
+            self.loop.end(delivery, outcome, process.rules)
         self.adjust(at_once=True)
         self._pause_or_go_on()
         self.feed()
@@ -141,7 +191,8 @@ class Lane:
         if not usable:
             return
         prefetch = sum({p.group.name: p.group.prefetch for p in usable}.values())
-        wanted = reserve(len(usable), self.run_time, prefetch)
+        finishing = sum(p.load for p in self.processes if not p.usable)
+        wanted = reserve(sum(p.slots for p in usable), self.run_time, prefetch) + finishing
         if at_once or not self._reserve * 2 / 3 <= wanted <= self._reserve * 3 / 2:
             self._resized = now
             self._reserve = wanted
@@ -173,8 +224,9 @@ class Lane:
             self._receiving.cancel()
             self._receiving = None
             self._pausing = asyncio.get_running_loop().create_task(self._consumer.pause())
-        while self._waiting:
-            self.loop.end(self._waiting.popleft(), Release())
+        for waiting in (self._suspects, self._waiting):
+            while waiting:
+                self.loop.end(waiting.popleft(), Release())
 
     async def drained(self) -> None:
         """Wait until everything that was taken is settled."""
@@ -184,13 +236,15 @@ class Lane:
 
     def state(self) -> str:
         """One line for the log."""
-        running = ", ".join(
-            f"{p.pid} {'retiring' if p.retiring else 'ready' if p.is_ready else 'starting'} load {p.load}"
-            for p in self.processes
-        )
+        running = ", ".join(f"{p.pid} {p.state} load {p.load}" for p in self.processes)
+        waiting = len(self._waiting) + len(self._suspects)
         mean = "unknown" if self.run_time is None else f"{self.run_time:.6f} s"
         return (
             f"type {self.type}: {'receiving' if self._receiving else 'paused'}, held {self.loop.held} of "
-            f"{self._reserve}, waiting {len(self._waiting)}, run time {mean}, settled {self.loop.settled}, "
+            f"{self._reserve}, waiting {waiting}, run time {mean}, settled {self.loop.settled}, "
             f"discarded {self.loop.discarded}, processes: {running or 'none'}"
         )
+
+
+def _burden(process: WorkerProcess) -> tuple[float, float]:
+    return process.load / process.slots, process.last

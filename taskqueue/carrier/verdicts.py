@@ -13,7 +13,10 @@ from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
 
-__all__ = ["after_answer", "after_death"]
+__all__ = ["Verdict", "after_answer", "after_death"]
+
+Verdict = TimedOut | Crashed | Release
+"""What a worker process was killed for, as far as one workitem is concerned that it ran."""
 
 
 def after_answer(
@@ -52,12 +55,12 @@ def after_death(
     workitem: Workitem,
     group: Group,
     how: str,
-    condemned: TimedOut | Release | None,
+    condemned: Verdict | None,
     *,
     jitter: float,
     known: Formats = formats.ONLY_BUILTIN,
 ) -> Outcome:
-    """The outcome for the workitem that a worker process was running when it died.
+    """The outcome for a workitem that a worker process was running when it died.
 
     condemned: what it was killed for, if the carrier had it killed.
     """
@@ -69,8 +72,14 @@ def after_death(
             if workitem.failures < group.retries:
                 return _retry(workitem, group, error, jitter)
             return TimedOut(limit, formats.failed_result(workitem, error, "", known))
+        case Crashed(why):
+            return _crashed(workitem, why, known)
         case None:
-            return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", "", known))
+            return _crashed(workitem, how, known)
+
+
+def _crashed(workitem: Workitem, how: str, known: Formats) -> Crashed:
+    return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", "", known))
 
 
 def _failed(workitem: Workitem, group: Group, error: str, jitter: float, traceback: str, result: Payload) -> Outcome:

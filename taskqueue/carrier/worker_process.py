@@ -1,4 +1,4 @@
-"""One worker process, as the carrier sees it: what was handed over, what it said, which workitem it runs."""
+"""One worker process, as the carrier sees it: what was handed over, what it said, which workitems it runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import mmap
 import os
 import random
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from taskqueue import formats
 from taskqueue.broker import Delivery
+from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.pace import START_WITHIN
-from taskqueue.carrier.verdicts import after_answer
+from taskqueue.carrier.verdicts import Verdict, after_answer
 from taskqueue.clock import Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Outcome, Release, TimedOut
+from taskqueue.outcome import Crashed, Outcome, Release, TimedOut
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
 
 __all__ = ["Owner", "WorkerProcess"]
+
+WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
 
 
 class Owner(Protocol):
@@ -39,20 +43,25 @@ class Owner(Protocol):
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These were handed over and will not be started there."""
 
+    def stopping(self, process: WorkerProcess) -> None:
+        """It has nothing left, and was told to end."""
+
     def said(self, process: WorkerProcess, name: str, level: int, text: str) -> None:
         """It logged something."""
 
     def mute(self, process: WorkerProcess, reason: str) -> None:
         """Its socket ended, or it spoke nonsense."""
 
-    def over_time(self, process: WorkerProcess) -> None:
-        """Its workitem runs longer than the group's time limit."""
+    def over_limit(self, process: WorkerProcess, what: str) -> None:
+        """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
 
 
 class WorkerProcess:
     """Hands over batches; keeps them in order until they have ended.
 
-    current_since: monotonic seconds since when the first one handed over has been running, None if there is none.
+    slots: how many workitems run at once; more than that are handed over only where it is one, and wait behind it.
+    retiring: its manager wants it to end.  recycling: its manager knows that it will be replaced.
+    standby: it is ready, and gets nothing while the one that it replaces works.
     last: monotonic seconds of the last hand-over.
     """
 
@@ -62,23 +71,35 @@ class WorkerProcess:
         self.pid = pid
         self.group = group
         self.rules = replace(group.rules, worker=f"{socket.gethostname()}:{pid}")
+        self.slots = group.slots
         self.is_ready = False
         self.retiring = False
-        self.current_since: float | None = None
+        self.recycling = False
+        self.standby = False
         self.last = 0.0
-        self._condemned: tuple[int, TimedOut | Release] | None = None
+        self._condemned: Mapping[int, Verdict] | None = None
         self._max_result: int = hello["max_result"]
         self.formats = formats.known(**{**hello["formats"], "installed": {}})  # no plugin code runs here
         self._owner = owner
         self._clock = clock
         self._numbers = 0
+        self._ended = 0
         self._handed: dict[int, Delivery] = {}
+        self._since: dict[int, float] = {}  # of those that have a slot; the oldest first
+        self._unhurried = 0  # the first one for an idle process may be started at any time
         self._start_by = 0.0
+        self._unsure = False  # whether all the others were started in time
+        self._stuck = False  # they were not, and it has said nothing since
+        self._alone = False
+        self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
+        self._weighed = 0.0
+        self._heavy = ""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        file = os.memfd_create("taskqueue-start-mark", os.MFD_CLOEXEC)
-        os.ftruncate(file, mmap.PAGESIZE)
-        self._memory = mmap.mmap(file, mmap.PAGESIZE)
+        file = os.memfd_create("taskqueue-start-marks", os.MFD_CLOEXEC)
+        size = -(-self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(file, size)
+        self._marks = mmap.mmap(file, size)
         self._wire = Wire(sock, self._heard, lambda reason: owner.mute(self, reason))
         self._wire.send(Kind.HELLO, hello, files=(file,))
 
@@ -90,26 +111,70 @@ class WorkerProcess:
     @property
     def usable(self) -> bool:
         """Whether it may get work at all."""
-        return self.is_ready and not self.retiring and self._condemned is None and not self._wire.ended
+        return (
+            self.is_ready
+            and not (self.retiring or self.standby or self._wire.ended or self.worn)
+            and self._condemned is None
+        )
 
     @property
-    def is_long(self) -> bool:
-        """Whether what it runs takes so long that nothing should wait behind it."""
-        return self.current_since is not None and self._clock.monotonic() - self.current_since >= START_WITHIN
+    def state(self) -> str:
+        """What it is, in a word."""
+        if self.retiring or self.recycling:
+            return "retiring" if self.retiring else "recycling"
+        return "starting" if not self.is_ready else "standby" if self.standby else "ready"
 
-    def hand_over(self, deliveries: Sequence[Delivery]) -> None:
-        """Give it work.  What does not come first must be started within START_WITHIN seconds, or not at all."""
+    @property
+    def left(self) -> int:
+        """How many more workitems it may get before it has had the `max_tasks` of its group."""
+        most = self.group.max_tasks
+        return most - self._ended - len(self._handed) if most else sys.maxsize
+
+    @property
+    def worn(self) -> str:
+        """Why it gets no more work and is replaced; empty: it is not."""
+        if self.left <= 0:
+            return f"max_tasks = {self.group.max_tasks}"
+        return self._heavy
+
+    def room(self, deep: int) -> int:
+        """How many more workitems it can take now; `deep`: how many may be with one that runs them in turn."""
+        load = len(self._handed)
+        if self._stuck or self._alone:
+            return 0
+        if self.slots > 1:
+            return min(self.slots - load, self.left)
+        if self._memory is not None:  # it is weighed after each
+            deep = 1
+        if load > deep // 2 or (load and self._clock.monotonic() - self._oldest >= START_WITHIN):
+            return 0
+        return min(deep - load, self.left)
+
+    @property
+    def _oldest(self) -> float:
+        return next(iter(self._since.values()))
+
+    def hand_over(self, deliveries: Sequence[Delivery], *, alone: bool = False) -> None:
+        """Give it work.  What does not come first must be started within START_WITHIN seconds, or not at all.
+
+        alone: give it nothing else until this has ended.
+        """
         now = self._clock.monotonic()
         idle = not self._handed
         items: list[Any] = []
+        if idle:
+            self._unhurried = self._numbers + 1
+            self._weighed = now
         for delivery in deliveries:
             self._numbers += 1
             self._handed[self._numbers] = delivery
+            if len(self._since) < self.slots:
+                self._since[self._numbers] = now
             items.append((self._numbers, len(delivery.workitem.body), _properties(delivery)))
-        if idle:
-            self.current_since = now
         self.last = now
+        self._alone = alone
         self._start_by = now + START_WITHIN
+        self._unsure = len(self._handed) > 1
         meta = {"idle": idle, "start_by": self._start_by, "items": items}
         self._wire.send(Kind.WORK, meta, b"".join(delivery.workitem.body for delivery in deliveries))
         self._watch()
@@ -117,10 +182,13 @@ class WorkerProcess:
     def _watch(self) -> None:
         """Look again when the next thing can be late.  One timer at a time: short tasks cost none each."""
         times = []
-        if len(self._handed) > 1:
+        if self._unsure:
             times.append(self._start_by + 0.001)  # not to the instant: it reads its clock after it has set its mark
-        if self.group.time_limit and self._condemned is None and self.current_since is not None:
-            times.append(self.current_since + self.group.time_limit)
+        if self._since and self._condemned is None:
+            if self.group.time_limit:
+                times.append(self._oldest + self.group.time_limit)
+            if self.group.memory_limit:
+                times.append(self._weighed + WEIGH_EVERY)
         if times and (self._timer is None or min(times) < self._timer.when()):
             if self._timer is not None:
                 self._timer.cancel()
@@ -131,39 +199,64 @@ class WorkerProcess:
         late = self._overdue()
         if late:
             self._owner.unstarted(self, late)
-        limit, since = self.group.time_limit, self.current_since
-        if limit and since is not None and self._condemned is None and self._clock.monotonic() >= since + limit:
-            self.condemn(TimedOut(limit))
-            self._owner.over_time(self)
+        if self._condemned is None:
+            self._check_limits(self._clock.monotonic())
         self._watch()
 
-    def condemn(self, outcome: TimedOut | Release) -> None:
-        """It is going to be killed: what becomes of the workitem that it runs now.
+    def _check_limits(self, now: float) -> None:
+        limit, most = self.group.time_limit, self.group.memory_limit
+        over = [number for number, since in self._since.items() if now >= since + limit] if limit else []
+        if over:
+            self.condemn(dict.fromkeys(over, TimedOut(limit)))
+            self._owner.over_limit(self, f"time limit of {limit:g} s")
+        elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
+            self._weighed = now
+            size = self._memory.resident()
+            if size > most:
+                why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
+                self.condemn(dict.fromkeys(self.started(), Crashed(why)))
+                self._owner.over_limit(self, why)
 
-        Where it has started another one by then, that one is innocent and released.
+    def condemn(self, verdicts: Mapping[int, Verdict]) -> None:
+        """It is going to be killed: what becomes of which workitems if they still run then.
+
+        The others that run then are innocent, and released.
         """
         if self._condemned is None:
-            self._condemned = next(iter(self._handed), 0), outcome
+            self._condemned = verdicts
 
     def _overdue(self) -> list[Delivery]:
-        """Take back what waits behind the current workitem and may not be started any more."""
-        if len(self._handed) < 2 or self._clock.monotonic() < self._start_by:
+        """Take back what should have been started by now and was not, and may not be started any more."""
+        if not self._unsure or self._clock.monotonic() < self._start_by:
             return []
-        started = self.started()
-        current = started if started in self._handed else next(iter(self._handed))
-        late = [number for number in self._handed if number > current]
-        return [self._handed.pop(number) for number in late]
+        self._unsure = False
+        late = self._handed.keys() - self.started() - {self._unhurried}
+        self._stuck = bool(late)
+        return [self._take(number) for number in sorted(late)]
 
-    def started(self) -> int:
-        """The number of the hand-over that it started last, by the mark in the shared memory."""
-        return int(START_MARK.unpack_from(self._memory, 0)[0])
+    def _take(self, number: int) -> Delivery:
+        """It is not handed over any more; the next one has its slot."""
+        delivery = self._handed.pop(number)
+        self._since.pop(number, None)
+        if not self._handed:
+            self._alone = False
+        elif len(self._since) < min(len(self._handed), self.slots):
+            following = next(number for number in self._handed if number not in self._since)
+            self._since[following] = self._clock.monotonic()
+        return delivery
+
+    def started(self) -> set[int]:
+        """The hand-overs that it has started and that have not ended, by the marks in the shared memory."""
+        size = self.slots * START_MARK.size
+        return {number for (number,) in START_MARK.iter_unpack(self._marks[:size])} & self._handed.keys()
 
     def stop(self) -> None:
         """Let it end in good order after what it has."""
         self._wire.send(Kind.STOP)
+        self._owner.stopping(self)
 
-    def bury(self) -> tuple[Delivery | None, TimedOut | Release | None, list[Delivery]]:
-        """It is dead: the workitem that it was running, what it was killed for if it was, and those not started.
+    def bury(self) -> tuple[list[tuple[Delivery, Verdict | None]], list[Delivery]]:
+        """It is dead: the workitems that it was running, each with what it was killed for if it was, and the others.
 
         Everything that it wrote is read first: what it reported has ended, and is not blamed.
         """
@@ -172,27 +265,33 @@ class WorkerProcess:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        started = self.started()
-        blamed = self._handed.pop(started, None)
+        running = []
+        for number in sorted(self.started()):
+            verdict = None if self._condemned is None else self._condemned.get(number, Release())
+            running.append((self._handed.pop(number), verdict))
         rest = list(self._handed.values())
         self._handed.clear()
-        self._memory.close()
-        number, verdict = self._condemned or (started, None)
-        return blamed, verdict if number == started else Release(), rest
+        self._since.clear()
+        self._marks.close()
+        if self._memory is not None:
+            self._memory.close()
+        return running, rest
 
     def _heard(self, kind: Kind, meta: Any, payload: bytes) -> None:
         match kind:
             case Kind.ENDED:
                 number, seconds, *answer = meta
-                delivery = self._handed[number]
-                outcome = self._judged(delivery, float(seconds), answer, payload)
-                del self._handed[number]  # only now: with an answer that is none, it still counts as running
-                self.current_since = self._clock.monotonic() if self._handed else None
+                # Taken away only afterwards: with an answer that is none, it still counts as running.
+                outcome = self._judged(self._handed[number], float(seconds), answer, payload)
+                delivery = self._take(number)
+                self._ended += 1
+                self._stuck = False
+                self._weigh()
                 self._owner.ended(self, delivery, outcome, float(seconds))
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
-                late = [self._handed.pop(number) for number in meta if number in self._handed]
-                self.current_since = self._clock.monotonic() if self._handed else None
+                late = [self._take(number) for number in meta if number in self._handed]
+                self._stuck = False
                 self._owner.unstarted(self, late)
             case Kind.READY:
                 self.is_ready = True
@@ -203,6 +302,15 @@ class WorkerProcess:
                 self._owner.said(self, str(meta[0]), int(meta[1]), str(meta[2]))
             case _:
                 raise ValueError(f"a worker process does not say {kind.name}")
+
+    def _weigh(self) -> None:
+        """Between two workitems: one that begins in a process that is too heavy would be blamed for those before it."""
+        limits = [limit for limit in (self.group.max_memory, self.group.memory_limit) if limit]
+        if self._memory is not None and not self._heavy:
+            size = self._memory.resident()
+            if size > min(limits):
+                name = "max_memory" if min(limits) == self.group.max_memory else "memory_limit"
+                self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(min(limits))})"
 
     def _judged(self, delivery: Delivery, seconds: float, answer: Sequence[Any], payload: bytes) -> Outcome:
         if not 0 <= seconds < float("inf"):

@@ -13,6 +13,7 @@ from taskqueue.workitem import is_type
 
 __all__ = ["read_options", "resolve"]
 
+_TIME_LIMITS = ("soft_time_limit", "time_limit")
 VALID_NAME = "expected up to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
@@ -72,7 +73,7 @@ def resolve(sections: Mapping[str, Section], plugins: Mapping[str, str], report:
             _not_installed(own.section, plugins, report)
         for name in members.get(type, (type,)):
             layers = (default, own) if name == type else (default, own, read[name])
-            groups.append(_group(name, type, entry_point, layers))
+            groups.append(_group(name, type, entry_point, layers, report))
     return tuple(groups)
 
 
@@ -175,11 +176,19 @@ def _not_installed(section: Section, plugins: Mapping[str, str], report: Report)
     report.warning(section.line, f"[{section.name}]: no plugin for this worker type is installed here{hint}")
 
 
-def _group(name: str, type: str, entry_point: str, layers: tuple[_Read, ...]) -> Group:
+def _group(name: str, type: str, entry_point: str, layers: tuple[_Read, ...], report: Report) -> Group:
     values: dict[str, Any] = {}
     settings: dict[str, str] = {}
     for layer in layers:
         # The names of groups are the type's own: its groups take the number of [DEFAULT].
         values.update({n: value for n, value in layer.values.items() if n != "workers" or isinstance(value, int)})
         settings.update(layer.settings)
-    return Group(name=name, type=type, entry_point=entry_point, settings=tuple(sorted(settings.items())), **values)
+    group = Group(name=name, type=type, entry_point=entry_point, settings=tuple(sorted(settings.items())), **values)
+    if 0 < group.time_limit <= group.soft_time_limit:
+        section = next(layer.section for layer in reversed(layers) if layer.values.keys() & set(_TIME_LIMITS))
+        entry = next(section.entries[option] for option in _TIME_LIMITS if option in section.entries)
+        report.wrong(
+            section, entry, f"expected a soft_time_limit below time_limit, and for {name} they are "
+            f"{group.soft_time_limit:g} s and {group.time_limit:g} s",
+        )  # fmt: skip
+    return group

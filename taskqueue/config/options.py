@@ -169,6 +169,20 @@ WORKERS = _table(
         "root runs the plugin's code with all rights.",
     ),
     Option(
+        name="threads",
+        default="1",
+        parse=parsers.number(1, 1000),
+        meaning="How many workitems each process runs at once, in threads: for work that waits. "
+        "For a handle_task that is no `async def`.",
+    ),
+    Option(
+        name="concurrency",
+        default="1",
+        parse=parsers.number(1, 10_000),
+        meaning="How many workitems each process runs at once, in one event loop. "
+        "For a handle_task that is an `async def`.",
+    ),
+    Option(
         name="prefetch",
         default="auto",
         parse=parsers.prefetch,
@@ -200,6 +214,33 @@ WORKERS = _table(
         parse=parsers.duration(),
         meaning="How long a workitem may run before its process is killed: seconds, or a number with s, m, h or d "
         "behind it; 0: for ever.",
+    ),
+    Option(
+        name="soft_time_limit",
+        default="0",
+        parse=parsers.duration(),
+        meaning="How long a workitem may run before SoftTimeLimitExceeded is raised in its handler: seconds, or a "
+        "number with s, m, h or d behind it, less than time_limit; 0: for ever.",
+    ),
+    Option(
+        name="memory_limit",
+        default="0",
+        parse=parsers.size_or_none,
+        meaning="How much memory a process may use while a workitem runs before it is killed, which counts as a crash "
+        "of what ran: bytes, with K, M or G behind the number; 0: any amount.",
+    ),
+    Option(
+        name="max_memory",
+        default="0",
+        parse=parsers.size_or_none,
+        meaning="A process that uses more memory than this when a workitem has ended is replaced by a new one: bytes, "
+        "with K, M or G behind the number; 0: never.",
+    ),
+    Option(
+        name="max_tasks",
+        default="0",
+        parse=parsers.number(0),
+        meaning="A process that has had so many workitems is replaced by a new one; 0: never.",
     ),
     Option(
         name="stop_timeout",

@@ -77,6 +77,11 @@ def size(value: str) -> int:
     return int(found[1]) * _BYTES[found[2].lower()]
 
 
+def size_or_none(value: str) -> int:
+    """The same, or 0 for no limit."""
+    return 0 if value == "0" else size(value)
+
+
 def switch(value: str) -> bool:
     """on or off, in the spellings that configparser knows."""
     if value.lower() not in _SWITCH:

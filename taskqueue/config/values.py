@@ -38,9 +38,12 @@ class Group:
     entry_point: `module:attribute` of the plugin; empty: not installed here.
     workers: how many processes.
     user: empty: not named (see `effective_user`).
+    threads, concurrency: how many workitems each process runs at once, by the kind of its `handle_task`.
     prefetch: deliveries held; 0: as many as fit the measured run time.
     retry_delay, retry_max_delay, stop_timeout: seconds.
-    time_limit: seconds; 0: none.
+    time_limit, soft_time_limit: seconds; 0: none.
+    memory_limit, max_memory: bytes; 0: none.
+    max_tasks: workitems; 0: any number.
     environment, settings: name and value, each name once.  `settings` are the options that are the plugin's own,
     sorted by name.  Both may hold secrets: show them through `mask_pairs` only.
     """
@@ -50,11 +53,17 @@ class Group:
     entry_point: str = ""
     workers: int = _GROUP["workers"]
     user: str = _GROUP["user"]
+    threads: int = _GROUP["threads"]
+    concurrency: int = _GROUP["concurrency"]
     prefetch: int = _GROUP["prefetch"]
     retries: int = _GROUP["retries"]
     retry_delay: float = _GROUP["retry_delay"]
     retry_max_delay: float = _GROUP["retry_max_delay"]
     time_limit: float = _GROUP["time_limit"]
+    soft_time_limit: float = _GROUP["soft_time_limit"]
+    memory_limit: int = _GROUP["memory_limit"]
+    max_memory: int = _GROUP["max_memory"]
+    max_tasks: int = _GROUP["max_tasks"]
     stop_timeout: float = _GROUP["stop_timeout"]
     results_routing_key: str = _GROUP["results_routing_key"]
     dead_letters: bool = _GROUP["dead_letters"]
@@ -66,6 +75,16 @@ class Group:
     def queue(self) -> str:
         """The queue that its workitems wait in."""
         return worker_queue(self.type)
+
+    @property
+    def slots(self) -> int:
+        """How many workitems each process runs at once."""
+        return max(self.threads, self.concurrency)
+
+    @property
+    def label(self) -> str:
+        """What its processes are called where people read it: `type`, or `type [group]`."""
+        return self.type if self.name == self.type else f"{self.type} [{self.name.removeprefix(f'{self.type}_')}]"
 
     @property
     def rules(self) -> Rules:

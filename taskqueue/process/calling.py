@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from taskqueue import formats
-from taskqueue.errors import FormatError, Unsupported
+from taskqueue.errors import FormatError, PluginError, SoftTimeLimitExceeded, Unsupported
 from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
 from taskqueue.worker import Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LONGEST_DELAY", "Answer", "call", "caller"]
+__all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "call_async", "caller", "caller_async"]
 
-log = logging.getLogger(__name__)
 Handle = Callable[[Workitem], "Answer"]
+HandleAsync = Callable[[Workitem], Awaitable["Answer"]]
 
 LONGEST_DELAY = 10 * 365 * 86400.0  # seconds, for what a handler asks for
 
@@ -46,16 +46,26 @@ def caller(worker: Any, max_result: int, known: Formats = formats.ONLY_BUILTIN) 
     max_result: bytes of a result, or of what it publishes; the broker takes no more.
     known: the formats by which `body` is read.
     """
-    signature = inspect.signature(worker.handle_task)
+    if _is_older(worker.handle_task):
+        return lambda workitem: _call_older(worker.handle_task, workitem, max_result)
+    return lambda workitem: _call(worker.handle_task, workitem, max_result, known)
+
+
+def caller_async(worker: Any, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> HandleAsync:
+    """The same for an `async def handle_task(body)`.  Raises PluginError where it has the older form's arguments."""
+    if _is_older(worker.handle_task):
+        raise PluginError("handle_task(channel, method, header, body), the older form, can't be an `async def`")
+    return lambda workitem: _call_async(worker.handle_task, workitem, max_result, known)
+
+
+def _is_older(handle_task: Callable[..., Any]) -> bool:
     positional = [
         parameter
-        for parameter in signature.parameters.values()
+        for parameter in inspect.signature(handle_task).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         and parameter.default is parameter.empty
     ]
-    if len(positional) == 4:
-        return lambda workitem: _call_older(worker.handle_task, workitem, max_result)
-    return lambda workitem: _call(worker.handle_task, workitem, max_result, known)
+    return len(positional) == 4
 
 
 def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int, known: Formats) -> Answer:
@@ -66,25 +76,62 @@ def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int, kno
     return _done(handle(body), max_result)
 
 
+async def _call_async(
+    handle: Callable[[Any], Awaitable[Any]], workitem: Workitem, max_result: int, known: Formats
+) -> Answer:
+    try:
+        body = formats.value(workitem.body, workitem.content_type, known)
+    except FormatError as error:
+        return Answer(("malformed", error.detail))
+    return _done(await handle(body), max_result)
+
+
 def call(handle: Handle, workitem: Workitem, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> Answer:
     """Call it; every exception becomes an answer."""
     try:
-        try:
-            return handle(workitem)
-        except Retry as retry:
-            seconds = max(0.0, float(retry.after))
-            if not seconds <= LONGEST_DELAY:
-                raise ValueError(f"Retry: {retry.after!r} is no number of seconds to wait") from None
-            return Answer(("retry", seconds, str(retry)[:MAX_ERROR]))
-        except Reject as reject:
-            return Answer(("reject", str(reject.reason)[:MAX_ERROR]))
+        return handle(workitem)
     except BaseException as error:  # SystemExit and KeyboardInterrupt of a handler are its failures, too
-        text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
-        summary = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR]
-        result = formats.failed_result(workitem, summary, text, known)
-        if len(result.body) > max_result:
-            result = Payload()
-        return Answer(("failed", summary, text, result.content_type), result.body)
+        return _raised(error, workitem, max_result, known)
+
+
+async def call_async(
+    handle: HandleAsync,
+    workitem: Workitem,
+    max_result: int,
+    soft_time_limit: float | None,
+    known: Formats = formats.ONLY_BUILTIN,
+) -> Answer:
+    """The same; after `soft_time_limit` seconds the handler is cancelled, which is a SoftTimeLimitExceeded then."""
+    limit = asyncio.timeout(soft_time_limit)
+    try:
+        try:
+            async with limit:
+                return await handle(workitem)
+        except TimeoutError as error:
+            if limit.expired() and soft_time_limit:
+                raise SoftTimeLimitExceeded(soft_time_limit) from error
+            raise
+    except BaseException as error:
+        return _raised(error, workitem, max_result, known)
+
+
+def _raised(error: BaseException, workitem: Workitem, max_result: int, known: Formats) -> Answer:
+    try:
+        if isinstance(error, Retry):
+            seconds = max(0.0, float(error.after))
+            if not seconds <= LONGEST_DELAY:
+                raise ValueError(f"Retry: {error.after!r} is no number of seconds to wait") from None
+            return Answer(("retry", seconds, str(error)[:MAX_ERROR]))
+        if isinstance(error, Reject):
+            return Answer(("reject", str(error.reason)[:MAX_ERROR]))
+    except BaseException as wrong:  # what it asks for makes no sense
+        error = wrong
+    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    summary = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR]
+    result = formats.failed_result(workitem, summary, text, known)
+    if len(result.body) > max_result:
+        result = Payload()
+    return Answer(("failed", summary, text, result.content_type), result.body)
 
 
 def _done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:

@@ -6,7 +6,7 @@ is no frame raises ValueError, and its sender is killed.
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE
-    carrier -> manager          UP, DOWN, KILL, DRAINED, LOG
+    carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MAX_FRAME = 1 << 28
 CANNOT_BOOT = 3
 """Exit status of a worker process whose plugin did not load."""
 START_MARK = struct.Struct("=Q")
-"""What lies in the shared memory: the number of the hand-over that the worker process started last, or 0."""
+"""What lies in the shared memory, once for each workitem that the worker process may run at once: the number of the
+hand-over that it started there last, or 0."""
 
 
 class Kind(enum.IntEnum):
@@ -50,6 +51,7 @@ class Kind(enum.IntEnum):
     DOWN = 16
     KILL = 17
     DRAINED = 18
+    RECYCLE = 19
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

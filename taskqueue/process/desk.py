@@ -1,0 +1,103 @@
+"""What becomes of one workitem in a worker process, however many of them run at once there."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from taskqueue.process.calling import Answer
+from taskqueue.process.line import Line, Marks
+from taskqueue.process.protocol import Kind
+from taskqueue.title import set_title, shown
+from taskqueue.worker import CurrentWorkitem
+from taskqueue.workitem import Workitem
+
+__all__ = ["Desk", "Item", "items"]
+
+
+class Item(NamedTuple):
+    """What the carrier handed over as `number`; not to be started any more from `start_by` on, monotonic seconds."""
+
+    number: int
+    body: bytes
+    properties: dict[str, Any]
+    start_by: float
+
+
+def items(meta: dict[str, Any], bodies: bytes) -> Iterator[Item]:
+    """One batch.  The first one for an idle process may be started at any time: nothing there can hold it up."""
+    offset = 0
+    start_by = math.inf if meta["idle"] else meta["start_by"]
+    for number, size, properties in meta["items"]:
+        yield Item(number, bodies[offset : offset + size], properties, start_by)
+        offset += size
+        start_by = meta["start_by"]
+
+
+class Desk:
+    """Starts workitems and reports their ends; `label` is what titles call this process."""
+
+    def __init__(self, line: Line, marks: Marks, hello: dict[str, Any]) -> None:
+        self._line = line
+        self._marks = marks
+        self._type: str = hello["type"]
+        self._slots: int = hello["slots"]
+        self._title = f"worker {hello['label']}"
+        self._running = 0
+        self._counting = threading.Lock()
+        self.idle()
+
+    def start(self, slot: int, item: Item) -> Workitem | None:
+        """Mark `item` as started; None where it is too late for that: the carrier gives it to others, then.
+
+        The mark is set before the clock is read; so whatever starts in time is seen to have started.
+        """
+        self._marks[slot] = item.number
+        if time.monotonic() >= item.start_by:
+            self._marks[slot] = 0
+            return None
+        workitem = Workitem(body=item.body, type=self._type, **item.properties)
+        if self._slots == 1:
+            set_title(f"{self._title} running {shown(workitem.id)}, attempt {workitem.attempt}")
+        else:
+            self._count(1)
+        return workitem
+
+    def end(self, item: Item, started: float, answer: Answer) -> None:
+        """Say what became of `item`, before the next one is started in its place."""
+        if os.getpid() != self._line.pid:  # a child that the handler forked came back: it is none of ours
+            os._exit(0 if answer.meta[0] == "done" else 1)
+        if self._slots > 1:
+            self._count(-1)
+        self._line.send(Kind.ENDED, [item.number, time.monotonic() - started, *answer.meta], answer.payload)
+
+    def unstarted(self, late: Sequence[Item]) -> None:
+        """Say that these will not be started here."""
+        self._line.send(Kind.UNSTARTED, [item.number for item in late])
+
+    def idle(self) -> None:
+        """Show that nothing runs."""
+        set_title(f"{self._title} idle")
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._running += more
+            running = f"running {self._running} of {self._slots}"
+            set_title(f"{self._title} {running if self._running else 'idle'}")
+
+
+def current(workitem: Workitem) -> CurrentWorkitem:
+    """What a handler sees of it."""
+    return CurrentWorkitem(
+        raw=workitem.body,
+        id=workitem.id,
+        type=workitem.type,
+        content_type=workitem.content_type,
+        headers=workitem.headers,
+        attempt=workitem.attempt,
+        reference=workitem.reference,
+    )

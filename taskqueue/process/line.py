@@ -1,0 +1,100 @@
+"""The worker process' end of its socket: frames, log records, and the start marks."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
+
+__all__ = ["Forwarder", "Line", "Marks"]
+
+LONGEST_LOG = 1 << 16  # characters of a log record
+LONGEST_READ = 1 << 18  # bytes
+Marks = ctypes.Array[ctypes.c_uint64]
+"""One for each workitem that may run at once: the number of the hand-over that was started there last, or 0."""
+
+
+class Line:
+    """The socket to the carrier, seen from here: blocking, safe to use from any thread of this process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._sending = threading.Lock()
+        self.pid = os.getpid()
+        self._frames = Frames()
+
+    def send(self, kind: Kind, meta: Any, payload: bytes = b"") -> None:
+        """Send a frame.  A process that a handler forked must not speak here; its frames are left out."""
+        if os.getpid() == self.pid:
+            with self._sending:
+                self._socket.sendall(pack(kind, meta, payload))
+
+    def hello(self) -> tuple[dict[str, Any], Marks]:
+        """The carrier's first words, and the start marks in the memory that it shares."""
+        data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+        if not files:
+            raise ConnectionResetError("the carrier was gone before it said anything")
+        marks = shared_marks(files[0])
+        os.close(files[0])
+        while True:
+            for _, meta, _ in self._frames.feed(data):
+                return meta, marks
+            data = self._receive()
+
+    def frames(self) -> Iterator[tuple[Kind, Any, bytes]]:
+        """All further frames, until the carrier is gone."""
+        while data := self._receive():
+            yield from self._frames.feed(data)
+
+    def arrived(self) -> Sequence[tuple[Kind, Any, bytes]] | None:
+        """The frames that have arrived by now, for an event loop that watches `fileno`; None: the carrier is gone."""
+        try:
+            data = self._socket.recv(LONGEST_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ()
+        except ConnectionResetError:
+            return None
+        return list(self._frames.feed(data)) if data else None
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(LONGEST_READ)
+        except ConnectionResetError:
+            return b""
+
+
+def shared_marks(file: int) -> Marks:
+    """The numbers in a shared file.  Not by the module mmap, which keeps a descriptor open."""
+    size = os.fstat(file).st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return (ctypes.c_uint64 * (size // START_MARK.size)).from_address(address)
+
+
+class Forwarder(logging.Handler):
+    """Hands log records to the carrier, which hands them to the manager: one log for all."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._line.send(Kind.LOG, [record.name, record.levelno, self.format(record)[:LONGEST_LOG]])
+        except Exception:  # as every handler of the standard library does: a log record must not fail a task
+            self.handleError(record)

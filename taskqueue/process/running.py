@@ -1,0 +1,217 @@
+"""The three ways in which a worker process runs workitems: one in turn, in threads, or in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from taskqueue.errors import PluginError
+from taskqueue.formats import ONLY_BUILTIN, Formats
+from taskqueue.process.calling import call, call_async, caller, caller_async
+from taskqueue.process.desk import Desk, Item, current, items
+from taskqueue.process.limits import Watch, by_alarm
+from taskqueue.process.line import Line
+from taskqueue.process.protocol import Kind
+from taskqueue.worker import handled_here
+
+__all__ = ["Way", "way"]
+
+log = logging.getLogger(__name__)
+
+
+class Way(Protocol):
+    """How the workitems of one worker are run."""
+
+    def call(self, function: Callable[[], Any]) -> None:
+        """Call the worker's `setup` or `teardown`."""
+
+    def run(self, line: Line, desk: Desk) -> None:
+        """Handle what comes until the carrier says stop, or is gone."""
+
+
+def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN) -> Way:
+    """How to run `worker`, with bodies read by the formats `known`.
+
+    Raises PluginError where the group's options don't fit its `handle_task`.
+    """
+    threads, concurrency = hello["threads"], hello["concurrency"]
+    if inspect.iscoroutinefunction(worker.handle_task):
+        if threads > 1:
+            raise PluginError(
+                f"threads = {threads}: handle_task of this plugin is an `async def`, which runs in one thread; "
+                f"expected concurrency = {threads}"
+            )
+        return InLoop(worker, hello, known)
+    if concurrency > 1:
+        raise PluginError(
+            f"concurrency = {concurrency}: handle_task of this plugin is no `async def`; "
+            f"expected threads = {concurrency}, or an `async def handle_task`"
+        )
+    for name in ("setup", "teardown"):
+        if inspect.iscoroutinefunction(getattr(worker, name, None)):
+            raise PluginError(f"{name} of this plugin is an `async def`, and its handle_task is none")
+    return InThreads(worker, hello, known) if threads > 1 else InTurn(worker, hello, known)
+
+
+class InTurn:
+    """One workitem at a time, in the main thread."""
+
+    def __init__(self, worker: Any, hello: dict[str, Any], known: Formats) -> None:
+        self._worker = worker
+        self._max_result: int = hello["max_result"]
+        self._known = known
+        self._handle = caller(worker, self._max_result, known)
+        if hello["soft_time_limit"]:
+            self._handle = by_alarm(self._handle, hello["soft_time_limit"])
+
+    def call(self, function: Callable[[], Any]) -> None:
+        function()
+
+    def run(self, line: Line, desk: Desk) -> None:
+        for kind, meta, payload in line.frames():
+            if kind == Kind.STOP:
+                return
+            if kind == Kind.WORK:
+                self._batch(desk, list(items(meta, payload)))
+                desk.idle()
+
+    def _batch(self, desk: Desk, batch: list[Item]) -> None:
+        for position, item in enumerate(batch):
+            workitem = desk.start(0, item)
+            if workitem is None:
+                desk.unstarted(batch[position:])
+                return
+            started = time.monotonic()
+            self._worker.workitem = current(workitem)
+            desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
+
+
+class InThreads:
+    """As many at once as there are threads, none of them the main one, which reads the socket."""
+
+    def __init__(self, worker: Any, hello: dict[str, Any], known: Formats) -> None:
+        self._max_result: int = hello["max_result"]
+        self._known = known
+        self._handle = caller(worker, self._max_result, known)
+        if hello["soft_time_limit"]:
+            self._handle = Watch(hello["soft_time_limit"]).limited(self._handle)
+        self._threads: int = hello["threads"]
+        self._waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+
+    def call(self, function: Callable[[], Any]) -> None:
+        function()
+
+    def run(self, line: Line, desk: Desk) -> None:
+        for slot in range(self._threads):
+            # Daemons: what still runs when the carrier is gone is done again, and not waited for.
+            threading.Thread(target=self._work, args=(desk, slot), name=f"handler-{slot}", daemon=True).start()
+        for kind, meta, payload in line.frames():
+            if kind == Kind.STOP:
+                return
+            if kind == Kind.WORK:
+                for item in items(meta, payload):
+                    self._waiting.put(item)
+        raise ConnectionResetError("the carrier is gone")
+
+    def _work(self, desk: Desk, slot: int) -> None:
+        try:
+            while True:
+                item = self._waiting.get()
+                workitem = desk.start(slot, item)
+                if workitem is None:
+                    desk.unstarted([item])
+                    continue
+                started = time.monotonic()
+                handled_here.set(current(workitem))
+                desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
+        except OSError:
+            return  # the carrier is gone, which the main thread sees as well
+        except BaseException:  # a thread that ends in silence would leave its workitem lying
+            log.critical("a thread of the worker process can't go on", exc_info=True)
+            os._exit(1)
+
+
+class InLoop:
+    """An `async def handle_task`: as many at once as `concurrency` says, in one event loop."""
+
+    def __init__(self, worker: Any, hello: dict[str, Any], known: Formats) -> None:
+        self._max_result: int = hello["max_result"]
+        self._known = known
+        self._handle = caller_async(worker, self._max_result, known)
+        self._soft_time_limit: float | None = hello["soft_time_limit"] or None
+        self._runner = asyncio.Runner()
+        self._waiting: deque[Item] = deque()
+        self._free = list(range(hello["concurrency"]))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[None]
+
+    def call(self, function: Callable[[], Any]) -> None:
+        async def called() -> None:
+            result = function()
+            if inspect.isawaitable(result):
+                await result
+
+        self._runner.run(called())
+
+    def run(self, line: Line, desk: Desk) -> None:
+        self._runner.run(self._serve(line, desk))
+
+    async def _serve(self, line: Line, desk: Desk) -> None:
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        loop.add_reader(line.fileno(), self._read, line, desk)
+        try:
+            await self._over
+        finally:
+            loop.remove_reader(line.fileno())
+
+    def _read(self, line: Line, desk: Desk) -> None:
+        frames = line.arrived()
+        if frames is None:
+            self._end(ConnectionResetError("the carrier is gone"))
+            return
+        for kind, meta, payload in frames:
+            if kind == Kind.STOP:
+                self._end(None)
+            elif kind == Kind.WORK:
+                self._waiting.extend(items(meta, payload))
+        self._fill(desk)
+
+    def _fill(self, desk: Desk) -> None:
+        while self._waiting and self._free:
+            task = asyncio.get_running_loop().create_task(self._work(desk, self._free.pop(), self._waiting.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    async def _work(self, desk: Desk, slot: int, item: Item) -> None:
+        # Started here, and not where the task is made: another handler may keep the loop from getting here in time.
+        workitem = desk.start(slot, item)
+        if workitem is None:
+            desk.unstarted([item])
+        else:
+            started = time.monotonic()
+            handled_here.set(current(workitem))
+            answer = await call_async(self._handle, workitem, self._max_result, self._soft_time_limit, self._known)
+            desk.end(item, started, answer)
+        self._free.append(slot)
+        self._fill(desk)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._end(task.exception())
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)

@@ -1,0 +1,211 @@
+"""Who gets which workitem, and when: a lane over the memory broker, with worker processes that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from actor import Actor, Moving
+
+from taskqueue.broker import Delivery, Options, connect
+from taskqueue.carrier.lane import Lane
+from taskqueue.carrier.worker_process import WorkerProcess
+from taskqueue.config import Group
+from taskqueue.outcome import Outcome
+from taskqueue.process.protocol import Kind
+from taskqueue.workitem import Workitem, worker_queue
+
+
+class Crew:
+    """A lane, and the worker processes in it; what it wants to be recycled is noted."""
+
+    def __init__(self, name: str) -> None:
+        self.broker = connect(Options(url=f"memory://{name}"))
+        self.recycled: list[tuple[WorkerProcess, str]] = []
+        self.lane = Lane("t", self.broker, Moving(), lambda process, why: self.recycled.append((process, why)))
+        self.actors: list[Actor] = []
+
+    def add(self, group: Group) -> Actor:
+        actor = Actor(group)
+        actor.owner = self  # type: ignore[assignment]
+        actor.process._owner = self
+        self.actors.append(actor)
+        self.lane.add(actor.process)
+        actor.say(Kind.READY, None)
+        return actor
+
+    def send(self, *workitems: Workitem) -> None:
+        self.broker.producer().send(workitems, queue=worker_queue("t"))
+
+    async def has(self, actor: Actor, *bodies: str) -> None:
+        """Wait until `actor` has exactly these."""
+        async with asyncio.timeout(10):
+            while held(actor) != list(bodies):
+                await asyncio.sleep(0.001)
+
+    def loads(self) -> list[int]:
+        """How many workitems each has."""
+        return [actor.process.load for actor in self.actors]
+
+    def end(self, actor: Actor) -> None:
+        """The first one that it has has ended."""
+        number = next(iter(actor.process._handed))
+        actor.mark(number)
+        actor.end(number)
+
+    def die(self, actor: Actor) -> None:
+        self.lane.died(actor.process, "exit status 0")
+
+    # What worker processes say.
+
+    def ready(self, process: WorkerProcess) -> None:
+        self.lane.ready(process)
+
+    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        self.lane.ended(process, delivery, outcome, seconds)
+
+    def stopping(self, process: WorkerProcess) -> None:
+        pass
+
+    def mute(self, process: WorkerProcess, reason: str) -> None:
+        pass
+
+
+def held(actor: Actor) -> list[str]:
+    return [delivery.workitem.body.decode() for delivery in actor.process._handed.values()]
+
+
+def play(scene: Callable[[Crew], Awaitable[None]]) -> None:
+    async def run() -> None:
+        crew = Crew(f"lane{time.monotonic_ns()}")
+        try:
+            await scene(crew)
+        finally:
+            crew.lane.stop_receiving()
+            for actor in crew.actors:
+                actor.close()
+            await crew.broker.close()
+
+    asyncio.run(run())
+
+
+def item(body: str, **more: Any) -> Workitem:
+    return Workitem(body=body.encode(), id=body, type="t", content_type="text/plain", **more)
+
+
+def group(**options: Any) -> Group:
+    return Group(name="t", type="t", **options)
+
+
+class TestSlots:
+    def test_each_process_gets_as_many_as_it_has_slots_and_no_more(self) -> None:
+        async def scene(crew: Crew) -> None:
+            _, two = crew.add(group(threads=4, workers=2)), crew.add(group(threads=4, workers=2))
+            crew.send(*map(item, "abcdefghij"))
+            async with asyncio.timeout(10):
+                while crew.loads() != [4, 4]:
+                    await asyncio.sleep(0.001)
+            for _ in range(3):
+                crew.end(two)
+            async with asyncio.timeout(10):
+                while crew.loads() != [4, 3]:
+                    await asyncio.sleep(0.001)
+
+        play(scene)
+
+
+class TestSuspects:
+    def test_one_that_was_there_at_a_crash_runs_alone(self) -> None:
+        async def scene(crew: Crew) -> None:
+            actor = crew.add(group(threads=3))
+            crew.send(item("a"), item("b"))
+            await crew.has(actor, "a", "b")
+            crew.send(item("suspect", crashes=1), item("c"))
+            await asyncio.sleep(0.05)
+            crew.end(actor)
+            await crew.has(actor, "b")  # nothing more, so that it is idle soon
+            crew.end(actor)
+            await crew.has(actor, "suspect")
+            crew.end(actor)
+            await crew.has(actor, "c")
+
+        play(scene)
+
+    def test_meanwhile_the_other_processes_go_on(self) -> None:
+        async def scene(crew: Crew) -> None:
+            one, other = crew.add(group(threads=2, workers=2)), crew.add(group(threads=2, workers=2))
+            crew.send(*map(item, "abcd"))
+            async with asyncio.timeout(10):
+                while crew.loads() != [2, 2]:
+                    await asyncio.sleep(0.001)
+            crew.end(one)
+            crew.send(item("suspect", crashes=1), item("e"), item("f"))
+            await asyncio.sleep(0.05)
+            assert crew.loads() == [1, 2]
+            crew.end(other)
+            await asyncio.sleep(0.05)
+            assert crew.loads() == [1, 2]  # the other one has got "e"
+            crew.end(one)
+            await crew.has(one, "suspect")
+
+        play(scene)
+
+
+class TestRecycling:
+    def test_no_more_than_max_tasks_are_handed_over_and_the_end_is_announced_before_it_is_told(self) -> None:
+        async def scene(crew: Crew) -> None:
+            old = crew.add(group(max_tasks=2))
+            crew.send(item("a"), item("b"), item("c"))
+            await crew.has(old, "a")
+            assert crew.recycled == []  # how long they run is not known yet
+            crew.end(old)
+            await crew.has(old, "b")
+            assert crew.recycled == [(old.process, "max_tasks = 2")]
+            crew.end(old)
+            assert held(old) == [] and not old.process.usable
+            assert Kind.STOP in old.told()
+
+        play(scene)
+
+    def test_a_successor_gets_nothing_before_the_old_one_has_ended(self) -> None:
+        async def scene(crew: Crew) -> None:
+            old = crew.add(group(max_tasks=1))
+            crew.send(item("a"), item("b"))
+            await crew.has(old, "a")
+            new = crew.add(group(max_tasks=1))
+            await asyncio.sleep(0.05)
+            assert held(new) == []
+            crew.end(old)
+            await asyncio.sleep(0.05)
+            assert held(new) == []  # it may still be in its teardown
+            crew.die(old)
+            await crew.has(new, "b")
+
+        play(scene)
+
+    def test_with_threads_it_works_while_the_last_ones_are_finished(self) -> None:
+        async def scene(crew: Crew) -> None:
+            old = crew.add(group(max_tasks=2, threads=2))
+            crew.send(item("a"), item("b"), item("c"))
+            await crew.has(old, "a", "b")
+            new = crew.add(group(max_tasks=2, threads=2))
+            await crew.has(new, "c")
+            assert Kind.STOP not in old.told()
+
+        play(scene)
+
+    def test_a_process_that_has_grown_gets_nothing_more(self) -> None:
+        async def scene(crew: Crew) -> None:
+            old = crew.add(group(max_memory=1 << 20))
+            crew.send(item("a"), item("b"))
+            await crew.has(old, "a")
+            crew.end(old)
+            await asyncio.sleep(0.05)
+            assert held(old) == []
+            ((process, why),) = crew.recycled
+            assert process is old.process and why.endswith("exceeds max_memory (1 MiB)")
+            assert Kind.STOP in old.told()
+
+        play(scene)
