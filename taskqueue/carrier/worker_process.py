@@ -240,9 +240,8 @@ class WorkerProcess:
         self._since.pop(number, None)
         if not self._handed:
             self._alone = False
-        elif len(self._since) < min(len(self._handed), self.slots):
-            following = next(number for number in self._handed if number not in self._since)
-            self._since[following] = self._clock.monotonic()
+        elif not self._since:  # only where one has to wait for the other is there more than there are slots
+            self._since[next(iter(self._handed))] = self._clock.monotonic()
         return delivery
 
     def started(self) -> set[int]:
@@ -286,7 +285,8 @@ class WorkerProcess:
                 delivery = self._take(number)
                 self._ended += 1
                 self._stuck = False
-                self._weigh()
+                if self._memory is not None:
+                    self._weigh(self._memory)
                 self._owner.ended(self, delivery, outcome, float(seconds))
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
@@ -303,14 +303,12 @@ class WorkerProcess:
             case _:
                 raise ValueError(f"a worker process does not say {kind.name}")
 
-    def _weigh(self) -> None:
+    def _weigh(self, memory: Memory) -> None:
         """Between two workitems: one that begins in a process that is too heavy would be blamed for those before it."""
-        limits = [limit for limit in (self.group.max_memory, self.group.memory_limit) if limit]
-        if self._memory is not None and not self._heavy:
-            size = self._memory.resident()
-            if size > min(limits):
-                name = "max_memory" if min(limits) == self.group.max_memory else "memory_limit"
-                self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(min(limits))})"
+        size, limit = memory.resident(), min(filter(None, (self.group.max_memory, self.group.memory_limit)))
+        if size > limit:
+            name = "max_memory" if limit == self.group.max_memory else "memory_limit"
+            self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(limit)})"
 
     def _judged(self, delivery: Delivery, seconds: float, answer: Sequence[Any], payload: bytes) -> Outcome:
         if not 0 <= seconds < float("inf"):
