@@ -7,7 +7,7 @@ asynchronous, one `Consumer` per queue.  Every implementation passes `taskqueue.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ __all__ = [
     "Broker",
     "Capabilities",
     "Consumer",
+    "DeadLetters",
     "Delivery",
     "Ended",
     "Lease",
@@ -142,6 +143,31 @@ class Consumer(Protocol):
         """Give back everything that is not settled.  May be called twice."""
 
 
+class DeadLetters(Protocol):
+    """The end of a broker that shows what was given up, and lets go of it letter by letter.
+
+    Looking neither reorders nor loses anything, however it ends.  Nothing is waited out: any method may raise
+    BrokerUnavailable, after which the same object may be used again.
+    """
+
+    def look(self) -> AsyncIterator[Delivery]:
+        """Every dead letter that is there now, first come first.
+
+        Take them without waiting in between, and keep only what you need: they may be many.  Each may be settled
+        until the next `look` or `close`.  A broker that can show them to one at a time lets others wait meanwhile.
+        """
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        """End dead letters as a consumer ends deliveries: what their outcomes imply is safe before they are gone.
+
+        A release leaves it where it is.  False where somebody else was faster, or the broker is gone; then it is still
+        there, or was ended twice.
+        """
+
+    async def close(self) -> None:
+        """Let go of the broker.  May be called twice."""
+
+
 class Broker(Protocol):
     """A place where workitems wait."""
 
@@ -152,6 +178,9 @@ class Broker(Protocol):
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         """A new receiving end for `queue`, which is made where it does not exist.  Inside an event loop."""
+
+    def dead_letters(self) -> DeadLetters:
+        """A new view of the dead letters, to be closed by whoever asked for it.  Inside an event loop."""
 
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""

@@ -125,9 +125,10 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Pass `workitem` on to the queue of its type."""
+    """Pass `workitem` on to `queue`; empty: to the queue of its type."""
 
     workitem: Workitem
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,8 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
         case TimedOut(limit, result):
             detail = f"time limit of {limit:g} s"
             return _given_up(workitem, rules, queue, now, "timed out", detail, f"timed out: {detail}", result)
-        case Forward(forwarded):
-            return Effects((Send(worker_queue(forwarded.type), forwarded),))
+        case Forward(forwarded, to):
+            return Effects((Send(to or worker_queue(forwarded.type), forwarded),))
         case Dead(reason, detail, result):
             error = f"{reason}: {detail}" if detail else reason
             return _given_up(workitem, rules, queue, now, reason, detail, error, result)

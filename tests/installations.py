@@ -84,7 +84,7 @@ def usable_python() -> Path:
 
 
 def run_time_dependencies(project: str) -> Iterator[metadata.Distribution]:
-    """Yield what `project` needs at run time, extras left out, with what that needs in turn."""
+    """Yield what `project` needs at run time, extras and what is for Windows left out, with what that needs in turn."""
     waiting, seen = [project], {project}
     while waiting:
         for requirement in map(Requirement, metadata.distribution(waiting.pop()).requires or ()):

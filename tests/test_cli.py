@@ -193,6 +193,6 @@ def test_config_show_shows_what_took_effect_and_no_secret(offline: System) -> No
 def test_the_command_says_what_there_is(offline: System) -> None:
     version, help, nothing = offline.run("--version"), offline.run("--help"), offline.run()
     assert version.stdout.startswith(b"taskqueue ")
-    for command in ("send", "check-config", "config", "dispatcher", "workerpool"):
+    for command in ("send", "dead", "demo", "check-config", "config", "dispatcher", "workerpool"):
         assert command in help.stdout.decode()
     assert nothing.returncode == 2

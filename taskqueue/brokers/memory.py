@@ -9,14 +9,14 @@ import itertools
 import queue as queues
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from taskqueue.broker import Broker, Capabilities, Consumer, Delivery, Ended, Lease, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Delivery, Ended, Lease, Options, Producer
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import effects
-from taskqueue.workitem import DROPPED, Workitem, worker_queue
+from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, worker_queue
 
 __all__ = ["MemoryBroker", "open_broker"]
 
@@ -74,6 +74,19 @@ class MemoryBroker:
         soonest = min((item[3].due for item in waiting if item[3].due is not None), default=None)
         return taken, None if soonest is None else max(0.0, soonest - now)
 
+    def waiting(self, queue: str) -> list[_Item]:
+        """All that is in `queue`, in the order in which it came."""
+        return sorted(self._waiting.get(queue, ()), key=lambda item: item[1])
+
+    def remove(self, queue: str, item: _Item) -> bool:
+        """Take `item` out of `queue` for good; False where it was not there any more."""
+        waiting = self._waiting.get(queue, [])
+        if all(item is not other for other in waiting):
+            return False
+        self._waiting[queue] = [other for other in waiting if other is not item]
+        heapq.heapify(self._waiting[queue])
+        return True
+
     def producer(self) -> Producer:
         return _MemoryProducer(self)
 
@@ -82,6 +95,9 @@ class MemoryBroker:
         with self.lock:
             self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
         return consumer
+
+    def dead_letters(self) -> DeadLetters:
+        return _MemoryDeadLetters(self)
 
     async def declare(self, queue: str) -> bool:
         with self.lock:
@@ -195,6 +211,34 @@ class _MemoryConsumer:
             for item in lent.values():
                 self._broker.put_back(self._queue, item)
         self.wake()
+
+
+class _MemoryDeadLetters:
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._lease = Lease()
+
+    async def look(self) -> AsyncIterator[Delivery]:
+        with self._broker.lock:
+            letters = self._broker.waiting(DEAD_LETTERS)
+        for item in letters:
+            yield Delivery(workitem=item[3], queue=DEAD_LETTERS, tag=item, lease=self._lease)
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        with self._broker.lock:
+            return [self._settle(item) for item in ended]
+
+    def _settle(self, ended: Ended) -> bool:
+        delivery, now = ended.delivery, self._broker.clock.wall()
+        todo = effects(delivery.workitem, ended.outcome, ended.rules, queue=DEAD_LETTERS, now=now)
+        if self._lease.lost or (todo.ends and not self._broker.remove(DEAD_LETTERS, delivery.tag)):
+            return False
+        for send in todo.sends:
+            self._broker.put(send.queue, send.workitem)
+        return True
+
+    async def close(self) -> None:
+        self._lease.lost = True
 
 
 def open_broker(options: Options) -> Broker:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from taskqueue.broker import Broker, Consumer, Delivery, Ended, Producer
+from taskqueue.broker import Broker, Consumer, DeadLetters, Delivery, Ended, Producer
 from taskqueue.outcome import Done, Outcome, Rules
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -52,6 +52,7 @@ class Bench:
         self._factory = factory
         self._brokers: list[Broker] = []
         self._producers: list[Producer] = []
+        self._views: list[DeadLetters] = []
         self.broker = self.another()
 
     def another(self) -> Broker:
@@ -73,6 +74,11 @@ class Bench:
         """A consumer of the test's queue."""
         return self.broker.consumer(queue, reserve=reserve)
 
+    def dead_letters(self) -> DeadLetters:
+        """A view of the dead letters that is closed at the end of `run`."""
+        self._views.append(self.broker.dead_letters())
+        return self._views[-1]
+
     def run(self, test: Callable[[], Awaitable[T]]) -> T:
         """Run the asynchronous part of a test, and close the brokers in the same event loop."""
 
@@ -80,6 +86,8 @@ class Bench:
             try:
                 return await test()
             finally:
+                for view in self._views:
+                    await view.close()
                 for broker in self._brokers:
                     await broker.close()
 

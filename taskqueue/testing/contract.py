@@ -8,6 +8,7 @@ import pytest
 
 from taskqueue.broker import Broker
 from taskqueue.testing.bench import LIMIT, Bench
+from taskqueue.testing.dead import DeadLettersContract
 from taskqueue.testing.receiving import ReceivingContract
 from taskqueue.testing.results import ResultsContract
 from taskqueue.testing.sending import SendingContract
@@ -17,7 +18,7 @@ __all__ = ["BrokerContract"]
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class BrokerContract(SendingContract, ReceivingContract, ResultsContract, SettlingContract):
+class BrokerContract(SendingContract, ReceivingContract, ResultsContract, SettlingContract, DeadLettersContract):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture

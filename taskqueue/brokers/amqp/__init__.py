@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from taskqueue.broker import Broker, Capabilities, Consumer, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
 from taskqueue.brokers.amqp.consumer import AMQPConsumer
+from taskqueue.brokers.amqp.dead import AMQPDeadLetters
 from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.producer import AMQPProducer
 from taskqueue.clock import SYSTEM
@@ -27,6 +28,9 @@ class AMQPBroker:
         consumer = AMQPConsumer(self._link, queue, reserve, SYSTEM)
         self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
         return consumer
+
+    def dead_letters(self) -> DeadLetters:
+        return AMQPDeadLetters(self._options, SYSTEM)
 
     async def declare(self, queue: str) -> bool:
         return await patiently(lambda: self._link.declare(queue), f"queue {queue}")

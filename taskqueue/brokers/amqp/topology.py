@@ -15,6 +15,9 @@ DELAYS = tuple(250 << level for level in range(18))
 QUEUES = "taskqueue.queues"
 """The exchange through which our queues are published to: it leads to those that survive their broker's death."""
 
+LOOKS = 1_000_000_000
+"""How often a dead letter may be looked at.  RabbitMQ counts that as deliveries, and 4.x would drop it after 20."""
+
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
@@ -45,7 +48,8 @@ def declaration(
     # What a quorum queue passes on, it keeps until the next queue has it; that needs reject-publish.
     safely = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"} if quorum else {}
     if queue == DEAD_LETTERS:
-        return Declaration(queue, {**quorum, "x-message-ttl": int(dead_retention * 1000)})
+        looks = {"x-delivery-limit": LOOKS} if quorum else {}
+        return Declaration(queue, {**quorum, **looks, "x-message-ttl": int(dead_retention * 1000)})
     if queue == DROPPED:
         return Declaration(queue, quorum)
     if queue == INCOMING or queue.startswith("worker_"):

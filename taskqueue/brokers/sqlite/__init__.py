@@ -6,9 +6,10 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from taskqueue.broker import Broker, Capabilities, Consumer, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.consumer import SQLiteConsumer
+from taskqueue.brokers.sqlite.dead import SQLiteDeadLetters
 from taskqueue.brokers.sqlite.engine import Engine
 from taskqueue.brokers.sqlite.producer import SQLiteProducer
 from taskqueue.clock import SYSTEM, Clock
@@ -40,6 +41,9 @@ class SQLiteBroker:
         consumer = SQLiteConsumer(self._engine, queue, reserve)
         self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
         return consumer
+
+    def dead_letters(self) -> DeadLetters:
+        return SQLiteDeadLetters(self._path, self._synchronous, self._clock)
 
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: queues.declare(connection, queue))

@@ -19,12 +19,14 @@ __all__ = [
     "exists",
     "forget",
     "next_due",
+    "numbers",
     "put",
     "ready",
     "register",
     "release",
     "take",
     "trim",
+    "waiting",
 ]
 
 REPLIES = "taskqueue.reply."
@@ -119,20 +121,36 @@ def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> Non
         put(connection, [(DROPPED, replace(i, expiration=None, headers={**i.headers, **death})) for i in items], now)
 
 
-def end(connection: sqlite3.Connection, number: int, carrier: int, effects: Effects, now: float) -> bool:
-    """End one delivery with its effects; False where it is not `carrier`'s any more, and nothing was done."""
-    fence: tuple[Any, ...] = (number, carrier)
+def end(connection: sqlite3.Connection, number: int, carrier: int | None, effects: Effects, now: float) -> bool:
+    """End one delivery with its effects; False where it is not `carrier`'s any more, and nothing was done.
+
+    carrier: None for what is lent to nobody.
+    """
+    fence = "seq = ? AND carrier IS ? AND state = ?"
+    held: tuple[Any, ...] = (number, carrier, WAITING if carrier is None else LENT)
     if not effects.ends:
-        sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE seq = ? AND carrier = ? AND state = {LENT}"
-        return connection.execute(sql, fence).rowcount == 1
-    sql = f"DELETE FROM workitems WHERE seq = ? AND carrier = ? AND state = {LENT}"
-    if connection.execute(sql, fence).rowcount != 1:
+        sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE {fence}"
+        return connection.execute(sql, held).rowcount == 1
+    if connection.execute(f"DELETE FROM workitems WHERE {fence}", held).rowcount != 1:
         return False
     for send in effects.sends:
         if not send.queue.startswith(REPLIES):
             declare(connection, send.queue)
     put(connection, [(s.queue, s.workitem) for s in effects.sends if exists(connection, s.queue)], now)
     return True
+
+
+def numbers(connection: sqlite3.Connection, queue: str) -> list[int]:
+    """The sequence numbers of what waits in `queue`, in the order in which it came."""
+    sql = f"SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY seq"
+    return [number for (number,) in connection.execute(sql, (queue,))]
+
+
+def waiting(connection: sqlite3.Connection, chosen: Sequence[int]) -> list[tuple[int, Workitem]]:
+    """Those of the `chosen` sequence numbers, a few hundred, that still wait."""
+    places = ",".join("?" * len(chosen))
+    sql = f"SELECT seq, {_FIELDS} FROM workitems WHERE state = {WAITING} AND seq IN ({places}) ORDER BY seq"
+    return [(row[0], from_row(row[1:])) for row in connection.execute(sql, chosen)]
 
 
 def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:
