@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from taskqueue.broker import Broker, Consumer, Delivery, Ended, Options, connect
-from taskqueue.brokers.sqlite import open_broker
+from taskqueue.brokers.sqlite import SQLiteBroker, open_broker
 from taskqueue.brokers.sqlite.database import Database, _file_system
 from taskqueue.brokers.sqlite.schema import VERSION
 from taskqueue.errors import BrokerError
@@ -300,3 +300,65 @@ def test_threads_of_one_program_may_send_while_others_wait_for_replies(url: str)
     producer.close()
 
     assert sorted(reply.correlation_id for reply in replies if reply is not None) == sorted(sent)
+
+
+class Moving:
+    """A clock that moves when told."""
+
+    now = 1_000_000.0
+    monotonic = staticmethod(time.monotonic)
+
+    def wall(self) -> float:
+        return self.now
+
+
+def test_a_dead_letter_is_kept_for_its_retention_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskqueue.brokers.sqlite.engine.LOOK_EVERY", 0.02)
+    monkeypatch.setattr("taskqueue.brokers.sqlite.engine.CHORES_EVERY", 1)
+    clock = Moving()
+    options = Options(url="", dead_retention=3600.0)
+
+    async def test() -> None:
+        broker = SQLiteBroker(tmp_path / "queue.db", options, clock=clock)
+        producer, view = broker.producer(), broker.dead_letters()
+        done: list[None] = []
+        monkeypatch.setattr(broker._engine, "_chores", lambda connection: done.append(broker._chores(connection)))
+
+        async def kept() -> list[str]:
+            return [delivery.workitem.id async for delivery in view.look()]
+
+        async def chores() -> None:
+            """Wait until they have been done twice."""
+            for _ in range(2):
+                before = len(done)
+                while len(done) == before:
+                    await asyncio.sleep(0.01)
+
+        producer.send([Workitem(body=b"", id="old")], queue="taskqueue.dead")
+        producer.send([Workitem(body=b"", id="other")])
+        await broker.declare("started")
+        await chores()
+        clock.now += 1800
+        producer.send([Workitem(body=b"", id="young")], queue="taskqueue.dead")
+        await chores()
+        clock.now += 1799
+        await chores()
+        assert await kept() == ["old", "young"]
+        clock.now += 2
+        await chores()
+        assert await kept() == ["young"]
+        clock.now += 1800
+        await chores()
+        assert await kept() == []
+        producer.close()
+        await view.close()
+        await broker.close()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    assert [body for (body,) in rows(tmp_path / "queue.db")] == ["other"]
+
+
+def rows(file: Path) -> list[tuple[str]]:
+    """The ids of all that is in the file."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        return connection.execute("SELECT id FROM workitems").fetchall()
