@@ -123,8 +123,9 @@ class TestSend:
         missing = system.run("send", "echo", "x", "-c", config)
         (system.directory / "password").write_text(f"{rabbitmq.password}\n")
         sent = system.run("send", "echo", "x", "-c", config)
-        dispatcher = system.dispatcher(config, "-v")
         system.wait_queue("worker_echo", 1)
+        dispatcher = system.dispatcher(config, "-v")
+        dispatcher.logged("connected to")
         dispatcher.stop()
 
         assert (missing.returncode, missing.stdout) == (6, b"")

@@ -91,11 +91,10 @@ class SQLiteConsumer:
         def work(connection: sqlite3.Connection, told: set[str]) -> tuple[set[int], Claimed]:
             now = engine.clock.wall()
             queues.declare(connection, self._queue)
-            counted = set()
-            for tag, effect in todo.items():
-                if queues.end(connection, tag, engine.carrier, effect, now):
-                    counted.add(tag)
-                    told.update((send.queue for send in effect.sends) if effect.ends else (self._queue,))
+            counted, sent = queues.end(connection, todo, engine.carrier, now)
+            told |= sent
+            if not all(effect.ends for effect in todo.values()):
+                told.add(self._queue)
             return counted, queues.claim(connection, self._queue, room, engine.carrier, now) if room else []
 
         def then(result: tuple[set[int], Claimed]) -> None:

@@ -63,18 +63,17 @@ class SQLiteDeadLetters:
         if self._lease.lost:
             return [False] * len(ended)
 
+        now = self._clock.wall()
+        todo = {
+            item.delivery.tag: effects(item.delivery.workitem, item.outcome, item.rules, queue=DEAD_LETTERS, now=now)
+            for item in ended
+        }
+
         def end(database: Database) -> list[bool]:
-            now = self._clock.wall()
-            told: set[str] = set()
-            counted = []
             with database.writing() as connection:
-                for item in ended:
-                    letter = item.delivery
-                    todo = effects(letter.workitem, item.outcome, item.rules, queue=DEAD_LETTERS, now=now)
-                    counted.append(queues.end(connection, letter.tag, None, todo, now))
-                    told.update(send.queue for send in todo.sends)
+                counted, told = queues.end(connection, todo, None, now)
             ring(self._path, told)
-            return counted
+            return [item.delivery.tag in counted for item in ended]
 
         return await self._do(end)
 
