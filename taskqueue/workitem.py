@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 __all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "worker_queue"]
 
@@ -30,6 +31,13 @@ def is_type(name: str) -> bool:
 def worker_queue(type: str) -> str:
     """The queue in which workitems for workers of `type` wait."""
     return f"worker_{type}"
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _nothing() -> Mapping[str, Any]:
+    return _NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ class Workitem:
     type: str = ""
     content_type: str = ""
     content_encoding: str = ""
-    headers: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    headers: Mapping[str, object] = field(default_factory=_nothing)
     correlation_id: str = ""
     reply_to: str = ""
     expiration: float | None = None
@@ -69,8 +77,8 @@ class Workitem:
     crashes: int = 0
     failures: int = 0
     due: float | None = None
-    others: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    others: Mapping[str, str] = field(default_factory=_nothing)
 
     def named(self) -> Workitem:
         """This workitem with an id: its own, or a new one where it has none."""
-        return self if self.id else replace(self, id=uuid.uuid4().hex)
+        return self if self.id else replace(self, id=secrets.token_hex(16))

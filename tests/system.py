@@ -368,13 +368,13 @@ class SQLiteSystem(System):
             with self._database() as connection:
                 rows = connection.execute(
                     "DELETE FROM workitems WHERE seq IN (SELECT seq FROM workitems WHERE queue = ? AND state = 0 "
-                    "ORDER BY seq LIMIT ?) RETURNING id, properties, body",
+                    "ORDER BY seq LIMIT ?) RETURNING id, content_type, properties, body",
                     (queue, count - len(found)),
                 ).fetchall()
-            for id, properties, body in rows:
+            for id, content_type, properties, body in rows:
                 known = json.loads(properties or "{}")
-                more = {name: known.get(name) for name in ("correlation_id", "reply_to", "content_type", "headers")}
-                found.append(Message(body, SimpleNamespace(message_id=id, **more)))
+                more = {name: known.get(name) for name in ("correlation_id", "reply_to", "headers")}
+                found.append(Message(body, SimpleNamespace(message_id=id, content_type=content_type or None, **more)))
             return len(found) == count
 
         until(taken, f"{count} messages in {queue}", timeout=timeout)

@@ -254,6 +254,39 @@ def test_a_carrier_that_waits_is_woken_up_by_the_bell(url: str, monkeypatch: pyt
     assert len(taken) == 20
 
 
+def test_what_is_sent_and_settled_is_synced_and_what_is_lent_need_not_be(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PRAGMA synchronous is FULL (2), or NORMAL (1), where a transaction is committed."""
+    commits: list[tuple[str, int]] = []
+    commit = Database.commit
+
+    def noting(self: Database) -> None:
+        connection = self._connection
+        (level,) = connection.execute("PRAGMA synchronous").fetchone()
+        states = connection.execute("SELECT queue, state FROM workitems ORDER BY seq").fetchall()
+        commits.append((str(states), level))
+        commit(self)
+
+    async def test(broker: Broker) -> None:
+        consumer = broker.consumer("worker_t", reserve=1)
+        receiving = asyncio.create_task(consumer.receive(limit=1))
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(Database, "commit", noting)
+        await asyncio.to_thread(send, url, b"one", b"two")
+        (first,) = await receiving
+        results = Rules(results_routing_key="results")
+        assert await consumer.settle([Ended(first, Done(Payload(b"1")), results)]) == [True]  # and the next one is lent
+        monkeypatch.undo()
+
+    run(url, test)
+
+    sent = "('worker_t', 0), ('worker_t', 0)"
+    lent = "('worker_t', 2), ('worker_t', 0)"
+    settled = "('worker_t', 2), ('results', 0)"
+    assert commits == [(f"[{sent}]", 2), (f"[{lent}]", 1), (f"[{settled}]", 2)]
+
+
 def test_results_are_bounded(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/queue.db"
     send(url, *[b"%d" % n for n in range(30)])

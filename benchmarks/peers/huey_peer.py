@@ -39,7 +39,7 @@ def round_trips(count: int, body: str) -> list[float]:
         begun = time.perf_counter()
         assert echo(body).get(blocking=True, timeout=10) == body
         found.append(time.perf_counter() - begun)
-        time.sleep(0.05)
+        time.sleep(0.02)
     return found
 
 

@@ -9,9 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from taskqueue.brokers.sqlite.database import places
-
-__all__ = ["Bell", "ring"]
+__all__ = ["Bell", "Ringer"]
 
 _SUFFIX = ".bell"
 
@@ -19,8 +17,8 @@ _SUFFIX = ".bell"
 class Bell:
     """A socket in the file's directory; `heard` says for which queues it rang."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = places(path) / f"{uuid.uuid4().hex}{_SUFFIX}"
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / f"{uuid.uuid4().hex}{_SUFFIX}"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         with _short(self._path.parent) as directory:
@@ -42,21 +40,38 @@ class Bell:
             self._path.unlink()
 
 
-def ring(path: Path, queues: Iterable[str]) -> None:
-    """Tell everybody that these queues got something.  Who is missed finds out by itself within a second."""
-    message = "\n".join(sorted(set(queues))).encode()[: 1 << 15]
-    if not message:
-        return
-    with _short(places(path)) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        for bell in directory.glob(f"*{_SUFFIX}"):
-            try:
-                sock.sendto(message, str(bell))
-            except ConnectionRefusedError:  # its owner died
-                with contextlib.suppress(OSError):
-                    bell.unlink()
-            except OSError:  # full: it has rung already; gone; not ours to ring
-                continue
+class Ringer:
+    """Rings the bells of everybody else's; keeps what that needs open.  Not to be used by two threads at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def ring(self, queues: Iterable[str]) -> None:
+        """Tell everybody that these queues got something.  Who is missed finds out by itself within a second."""
+        message = "\n".join(sorted(set(queues))).encode()[: 1 << 15]
+        if not message:
+            return
+        for name in os.listdir(self._directory):  # noqa: PTH208 (no path leads there that is short enough)
+            if name.endswith(_SUFFIX):
+                self._ring(f"/proc/self/fd/{self._directory}/{name}", message)
+
+    def _ring(self, bell: str, message: bytes) -> None:
+        try:
+            self._socket.sendto(message, bell)
+        except ConnectionRefusedError:  # its owner died
+            with contextlib.suppress(OSError):
+                Path(bell).unlink()
+        except OSError:  # full: it has rung already; gone; not ours to ring
+            pass
+
+    def close(self) -> None:
+        """May be called twice."""
+        directory, self._directory = self._directory, -1
+        if directory >= 0:
+            os.close(directory)
+            self._socket.close()
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.brokers.sqlite import queues
-from taskqueue.brokers.sqlite.engine import Engine
+from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Effects, effects
 from taskqueue.workitem import Workitem
@@ -17,6 +18,15 @@ from taskqueue.workitem import Workitem
 __all__ = ["SQLiteConsumer"]
 
 Claimed = list[tuple[int, Workitem]]
+
+
+@dataclass(eq=False)
+class _Step:
+    """What one transaction does for a consumer; more may be added until it begins."""
+
+    todo: dict[int, Effects] = field(default_factory=dict)
+    room: int = 0
+    done: asyncio.Task[set[int]] | None = None
 
 
 class SQLiteConsumer:
@@ -33,6 +43,7 @@ class SQLiteConsumer:
         self._ready: deque[Delivery] = deque()
         self._paused = True
         self._wake = asyncio.Event()
+        self._next: _Step | None = None
         self._next_due: float | None = None
         engine.listeners.append(self._rung)
 
@@ -47,7 +58,7 @@ class SQLiteConsumer:
             self._paused = False
             self._wake.clear()
             if await self._engine.read(self._worthwhile):
-                await self._write_and_claim([], {})
+                await self._write_and_claim({})
             if not self._ready:
                 await self._wait()
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
@@ -77,31 +88,49 @@ class SQLiteConsumer:
                 todo[delivery.tag] = effects(delivery.workitem, item.outcome, item.rules, queue=delivery.queue, now=now)
         if not todo:
             return mine
-        counted = await self._write_and_claim(list(todo), todo)
+        counted = await self._write_and_claim(todo)
         return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
 
-    async def _write_and_claim(self, ending: Sequence[int], todo: dict[int, Effects]) -> set[int]:
+    async def _write_and_claim(self, todo: dict[int, Effects]) -> set[int]:
         """End deliveries, and lend as many as there is room for then; the tags that counted."""
-        engine = self._engine
-        room = 0 if self._paused else max(0, self._reserve - self._asked - len(self._lent) + len(ending))
-        self._asked += room
-        for tag in ending:
+        for tag in todo:
             del self._lent[tag]
+        self._engine.ending += len(todo)
+        step = self._next
+        if step is None or len(step.todo) + len(todo) > LARGE:
+            step = self._next = _Step()
+            step.todo |= todo
+            step.done = asyncio.get_running_loop().create_task(self._do(step))
+        else:
+            step.todo |= todo
+        assert step.done is not None
+        return await asyncio.shield(step.done)
+
+    async def _do(self, step: _Step) -> set[int]:
+        engine = self._engine
+
+        def begin() -> tuple[int, bool]:
+            if self._next is step:
+                self._next = None
+            step.room = 0 if self._paused else max(0, self._reserve - self._asked - len(self._lent))
+            self._asked += step.room
+            engine.ending -= len(step.todo)
+            return len(step.todo) + step.room, bool(step.todo)  # with the host, what was lent is gone anyway
 
         def work(connection: sqlite3.Connection, told: set[str]) -> tuple[set[int], Claimed]:
             now = engine.clock.wall()
             queues.declare(connection, self._queue)
-            counted, sent = queues.end(connection, todo, engine.carrier, now)
+            counted, sent = queues.end(connection, step.todo, engine.carrier, now)
             told |= sent
-            if not all(effect.ends for effect in todo.values()):
+            if not all(effect.ends for effect in step.todo.values()):
                 told.add(self._queue)
-            return counted, queues.claim(connection, self._queue, room, engine.carrier, now) if room else []
+            return counted, queues.claim(connection, self._queue, step.room, engine.carrier, now) if step.room else []
 
         def then(result: tuple[set[int], Claimed]) -> None:
-            self._asked -= room
+            self._asked -= step.room
             self._lend(result[1])
 
-        counted, _ = await engine.write(work, then)
+        counted, _ = await engine.write(work, then, begin)
         return counted
 
     def _lend(self, claimed: Claimed) -> None:

@@ -11,9 +11,10 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from taskqueue.brokers.sqlite.bell import Ringer
 from taskqueue.brokers.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
 from taskqueue.errors import BrokerError, BrokerUnavailable
 
@@ -37,20 +38,25 @@ class Database:
 
     def __init__(self, path: Path, *, synchronous: str = "full") -> None:
         self.path = path
+        self._errors = _Errors(path)
         self._files: list[int] = []
-        with self._errors():
+        self._waits = True
+        self._durably, self._hardly = synchronous.upper(), "NORMAL"  # what PRAGMA synchronous is for both
+        self._durable = True
+        with self._errors:
             _check_place(path)
             self._files = [_lock_file(path, name) for name in ("door", "room")]
+            self._ringer = Ringer(places(path))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
             )
             try:
-                self._set_up(synchronous)
+                self._set_up()
             except BaseException:
                 self.close()
                 raise
 
-    def _set_up(self, synchronous: str) -> None:
+    def _set_up(self) -> None:
         connection = self._connection
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -63,7 +69,7 @@ class Database:
                 "install that version again, or name another file in the URL"
             )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
+        connection.execute(f"PRAGMA synchronous = {self._durably}")
         if version < VERSION:
             with self.writing():
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -72,69 +78,97 @@ class Database:
                         connection.execute(statement)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: all of it is durable at the end, or none of it is there.
+    def writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A write transaction: all of it is there at the end, or none of it.
+
+        durable: also after a loss of power.  Without that it survives the death of any process, and costs no wait for
+        the disk: for what needs to be true only as long as this host runs.
 
         Raises BrokerUnavailable where somebody else holds the file too long, BrokerError for what won't pass by itself.
         """
-        with self._errors(), self._turn():
-            connection = self._connection
-            connection.execute("BEGIN IMMEDIATE")
+        self.begin(wait=True, durable=durable)
+        with self.inside() as connection:
+            yield connection
+        self.commit()
+
+    def begin(self, *, wait: bool, durable: bool = True) -> bool:
+        """Begin a write transaction, which `commit` or an exception `inside` it ends.
+
+        False where somebody else writes, or waits to, and `wait` is not set.  Raises what `writing` does.
+        """
+        with self._errors:
+            if not self._take_turn(wait=wait):
+                return False
             try:
-                yield connection
+                if wait is not self._waits:
+                    self._waits = wait
+                    self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000) if wait else 0}")
+                if durable is not self._durable:
+                    self._durable = durable
+                    self._connection.execute(f"PRAGMA synchronous = {self._durably if durable else self._hardly}")
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                self._leave()
+                if wait or not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                    raise
+                return False
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
+                self._leave()
                 raise
-            try:
-                connection.execute("COMMIT")
-            except sqlite3.Error:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+            return True
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[sqlite3.Connection]:
+        """The transaction that `begin` began; an exception undoes and ends it."""
+        try:
+            with self._errors:
+                yield self._connection
+        except BaseException:
+            self._roll_back()
+            self._leave()
+            raise
+
+    def commit(self) -> None:
+        """Make the transaction durable; this waits for the disk.  Raises what `writing` does."""
+        try:
+            with self._errors:
+                self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        finally:
+            self._leave()
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Single statements that only read; they wait for nobody."""
-        with self._errors():
+        with self._errors:
             yield self._connection
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def ring(self, queues: Iterable[str]) -> None:
+        """Tell carriers and clients that these queues got something.  After the commit."""
+        self._ringer.ring(queues)
+
+    def _take_turn(self, *, wait: bool) -> bool:
         door, room = self._files
-        fcntl.flock(door, fcntl.LOCK_EX)
+        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
-            fcntl.flock(room, fcntl.LOCK_EX)
-        finally:
-            fcntl.flock(door, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            fcntl.flock(room, fcntl.LOCK_UN)
+            fcntl.flock(door, how)
+            try:
+                fcntl.flock(room, how)
+            finally:
+                fcntl.flock(door, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return False
+        return True
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            name = getattr(error, "sqlite_errorname", "")
-            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise BrokerUnavailable(f"{self.path}: another program has held it for {BUSY_TIMEOUT:g} s") from None
-            raise BrokerError(f"{self.path}: {self._remedy(name, error)}") from None
-        except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", "")
-            raise BrokerError(f"{self.path}: {self._remedy(name, error)}") from None
-        except OSError as error:
-            raise BrokerError(f"{error.filename or self.path}: {error.strerror}") from None
-
-    def _remedy(self, name: str, error: sqlite3.Error) -> str:
-        """What is wrong, in words that say what to do."""
-        if name.startswith("SQLITE_IOERR") and not _room(self.path.parent):
-            name = "SQLITE_FULL"  # SQLite says so only where it is the file itself that can't grow
-        for prefix, text in _REMEDIES:
-            if name.startswith(prefix):
-                return text.format(name=name)
-        return str(error)
+    def _leave(self) -> None:
+        if self._files:  # not where it has been closed meanwhile
+            fcntl.flock(self._files[1], fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Let go of the file.  May be called twice."""
@@ -142,6 +176,34 @@ class Database:
         files, self._files = self._files, []
         for file in files:
             os.close(file)
+        self._ringer.close()
+
+
+class _Errors:
+    """Raises ours instead of SQLite's, in words that say what to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sqlite3.DatabaseError):
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                raise BrokerUnavailable(f"{self._path}: another program has held it for {BUSY_TIMEOUT:g} s") from None
+            raise BrokerError(f"{self._path}: {self._remedy(name, error)}") from None
+        if isinstance(error, OSError):
+            raise BrokerError(f"{error.filename or self._path}: {error.strerror}") from None
+
+    def _remedy(self, name: str, error: sqlite3.Error) -> str:
+        if name.startswith("SQLITE_IOERR") and not _room(self._path.parent):
+            name = "SQLITE_FULL"  # SQLite says so only where it is the file itself that can't grow
+        for prefix, text in _REMEDIES:
+            if name.startswith(prefix):
+                return text.format(name=name)
+        return str(error)
 
 
 def _room(directory: Path) -> bool:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.brokers.sqlite import queues
-from taskqueue.brokers.sqlite.bell import ring
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.clock import Clock
 from taskqueue.outcome import effects
@@ -72,7 +71,7 @@ class SQLiteDeadLetters:
         def end(database: Database) -> list[bool]:
             with database.writing() as connection:
                 counted, told = queues.end(connection, todo, None, now)
-            ring(self._path, told)
+            database.ring(told)
             return [item.delivery.tag in counted for item in ended]
 
         return await self._do(end)

@@ -10,26 +10,29 @@ import logging
 import os
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from taskqueue.brokers.sqlite import queues
-from taskqueue.brokers.sqlite.bell import Bell, ring
+from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database, places
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
 
-__all__ = ["Engine"]
+__all__ = ["LARGE", "Engine"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, set[str]], T]
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
+LARGE = 256
+"""So many workitems in a transaction make the commit cheap; more would keep others waiting for the file."""
+QUIET = 3  # turns of the event loop in which nothing comes
 LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed
 CHORES_EVERY = 60  # looks between removals of what is kept for a time, or up to a number, only
 
@@ -38,6 +41,7 @@ CHORES_EVERY = 60  # looks between removals of what is kept for a time, or up to
 class _Operation:
     work: Work[Any]
     then: Callable[[Any], object]
+    begin: Callable[[], tuple[int, bool]]
     done: asyncio.Future[Any]
 
 
@@ -54,6 +58,7 @@ class Engine:
         self.path = path
         self.carrier = 0
         self.clock = clock
+        self.ending = 0  # workitems that the next transactions are about
         self.listeners: list[Callable[[set[str]], None]] = []
         self._synchronous = synchronous
         self._chores = chores
@@ -65,14 +70,21 @@ class Engine:
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
 
-    async def write(self, work: Work[T], then: Callable[[T], object] = lambda _: None) -> T:
-        """Have `work` done in a transaction, and wait until it is durable.
+    async def write(
+        self,
+        work: Work[T],
+        then: Callable[[T], object] = lambda _: None,
+        begin: Callable[[], tuple[int, bool]] = lambda: (1, True),
+    ) -> T:
+        """Have `work` done in a transaction, and wait until it is stored.
 
         work: gets the connection, and a set for the names of queues that it put something in.  It may be called more
         than once: a transaction that fails (a full disk) is tried again until it passes.
         then: called with what it returned, in the event loop, also where nobody waits any more.
+        begin: called in the event loop, just before it is done; says how many workitems it is about, and whether it has
+        to be durable (see Database.writing).
         """
-        operation = _Operation(work, then, asyncio.get_running_loop().create_future())
+        operation = _Operation(work, then, begin, asyncio.get_running_loop().create_future())
         self._pending.append(operation)
         if self._working is None:
             self._working = asyncio.get_running_loop().create_task(self._work())
@@ -86,14 +98,20 @@ class Engine:
             with self._open().reading() as connection:
                 return work(connection)
 
-        return await self._in_thread(reading)
+        async def here_or_there() -> T:
+            free = self._database is not None and self._working is None
+            return reading() if free else await self._in_thread(reading)
+
+        return await self._patiently(here_or_there)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        """Have `call` done in the thread of the connection; a fault is waited out."""
-        loop = asyncio.get_running_loop()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `attempt` until it passes: a fault is waited out."""
         for failures in itertools.count():
             try:
-                result = await loop.run_in_executor(self._executor, call)
+                result = await attempt()
             except BrokerError as error:
                 log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
                 delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
@@ -105,8 +123,13 @@ class Engine:
 
     async def _work(self) -> None:
         while self._pending:
-            batch, self._pending = self._pending, []
-            results, told = await self._in_thread(functools.partial(self._transaction, batch))
+            await self._gather()
+            size, count, durable = 0, 0, False
+            while count < len(self._pending) and size < LARGE:
+                more, lasts = self._pending[count].begin()
+                size, count, durable = size + more, count + 1, durable or lasts
+            batch, self._pending = self._pending[:count], self._pending[count:]
+            results, told = await self._patiently(functools.partial(self._transaction, batch, durable))
             for operation, result in zip(batch, results, strict=True):
                 operation.then(result)
                 if not operation.done.done():
@@ -114,11 +137,43 @@ class Engine:
             self._tell(told)
         self._working = None
 
-    def _transaction(self, batch: list[_Operation]) -> tuple[list[Any], set[str]]:
+    async def _gather(self) -> None:
+        """Let what is about to end come along, for a commit costs as much for one workitem as for many."""
+        quiet = 0 if self.ending > 1 else QUIET
+        while quiet < QUIET and self.ending < LARGE:
+            before = self.ending
+            await asyncio.sleep(0)
+            quiet = 0 if self.ending > before else quiet + 1
+
+    async def _transaction(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
+        """Statements in this thread, and what waits, for other processes or the disk, in the other.
+
+        Each step of a statement lets other threads run, and waits for them then: in the other thread, many steps while
+        this one is busy would take twice as long.
+        """
+        database = self._database
+        if database is None or not database.begin(wait=False, durable=durable):
+            return await self._in_thread(functools.partial(self._in_turn, batch, durable))
         told: set[str] = set()
-        with self._open().writing() as connection:
+        with database.inside() as connection:
             results = [operation.work(connection, told) for operation in batch]
-        ring(self.path, told)
+
+        def commit() -> None:
+            database.commit()
+            database.ring(told)
+
+        if durable:
+            await self._in_thread(commit)
+        else:
+            commit()
+        return results, told
+
+    def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
+        told: set[str] = set()
+        database = self._open()
+        with database.writing(durable=durable) as connection:
+            results = [operation.work(connection, told) for operation in batch]
+        database.ring(told)
         return results, told
 
     def _open(self) -> Database:
@@ -138,7 +193,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._ticking = loop.create_task(self._tick())
         try:
-            self._bell = Bell(self.path)
+            self._bell = Bell(places(self.path))
         except OSError as error:
             log.warning("%s: no bell (%s): work is found by looking every %g s", self.path, error, LOOK_EVERY)
         else:

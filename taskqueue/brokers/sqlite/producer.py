@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
-from taskqueue.brokers.sqlite.bell import Bell, ring
-from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.bell import Bell
+from taskqueue.brokers.sqlite.database import Database, places
 from taskqueue.clock import Clock
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -38,6 +38,7 @@ class SQLiteProducer:
         self._reply_queue = ""
         self._bell: Bell | None = None
         self._replies: deque[Workitem] = deque()
+        self._declared: set[str] = set()  # a queue is never removed, but for those of replies
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Database]:
@@ -48,6 +49,7 @@ class SQLiteProducer:
                 self._pid = os.getpid()
                 self._reply_queue, self._bell = "", None
                 self._replies.clear()
+                self._declared.clear()
             yield self._database
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
@@ -59,16 +61,17 @@ class SQLiteProducer:
         told = {name for name, _ in items}
         with self._opened() as database:
             with database.writing() as connection:
-                for name in told:
+                for name in told - self._declared:
                     queues.declare(connection, name)
                 queues.put(connection, items, self._clock.wall())
-            ring(self._path, told)
+            self._declared |= told
+            database.ring(told)
         return [workitem.id for workitem in named]
 
     def _listen(self) -> str:
         with self._opened() as database:
             if self._bell is None:
-                self._bell = Bell(self._path)
+                self._bell = Bell(places(self._path))
                 self._reply_queue = f"{queues.REPLIES}{uuid.uuid4().hex}"
                 with database.writing() as connection:
                     queues.declare(connection, self._reply_queue)
@@ -85,7 +88,7 @@ class SQLiteProducer:
                     with database.reading() as connection:
                         there = queues.ready(connection, reply_to, self._clock.wall())
                     if there:
-                        with database.writing() as connection:
+                        with database.writing(durable=False) as connection:
                             self._replies.extend(queues.take(connection, reply_to, CHUNK))
                 if self._replies:
                     return self._replies.popleft()

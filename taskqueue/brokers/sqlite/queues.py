@@ -32,15 +32,23 @@ __all__ = [
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
-_PLACES = ",".join("?" * len(COLUMNS.split(",")))
-_FIELDS = "id, type, reference, attempt, crashes, failures, properties, body"
+_PLACES = "?" * len(COLUMNS.split(","))
+# Many rows in one step of one statement: each step lets other threads of this process in, and has to get back again.
+_INSERTS = [
+    (count, f"INSERT INTO workitems ({COLUMNS}) VALUES " + ",".join([f"({','.join(_PLACES)})"] * count))
+    for count in (64, 16, 4, 1)
+]
+_FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
 def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], now: float) -> None:
     """Store workitems in queues, in order."""
-    connection.executemany(
-        f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})", [to_row(queue, item, now) for queue, item in items]
-    )
+    values = [value for queue, item in items for value in to_row(queue, item, now)]
+    begin, width = 0, len(_PLACES)
+    for count, statement in _INSERTS:
+        while len(values) - begin >= count * width:
+            connection.execute(statement, values[begin : begin + count * width])
+            begin += count * width
 
 
 def declare(connection: sqlite3.Connection, queue: str) -> bool:

@@ -20,7 +20,8 @@ VERSION = 1
 WAITING, SCHEDULED, LENT = 0, 1, 2
 
 # AUTOINCREMENT: without it the number of a row that was deleted may come again, and order and fences break.
-# The indexes are partial, so that each holds only the rows that its question is about.
+# The indexes are partial, so that each holds only the rows that its question is about.  What is lent has none: only the
+# death of a carrier asks for it.
 SCHEMA = f"""
 CREATE TABLE workitems (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -33,6 +34,7 @@ CREATE TABLE workitems (
     id TEXT NOT NULL,
     type TEXT NOT NULL,
     reference TEXT NOT NULL,
+    content_type TEXT NOT NULL,
     attempt INTEGER NOT NULL,
     crashes INTEGER NOT NULL,
     failures INTEGER NOT NULL,
@@ -41,7 +43,6 @@ CREATE TABLE workitems (
 ) STRICT;
 CREATE INDEX waiting ON workitems (queue, priority DESC, seq) WHERE state = {WAITING};
 CREATE INDEX scheduled ON workitems (due) WHERE state = {SCHEDULED};
-CREATE INDEX lent ON workitems (carrier) WHERE state = {LENT};
 CREATE INDEX expiring ON workitems (expires) WHERE expires IS NOT NULL;
 CREATE TABLE queues (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE carriers (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, since REAL NOT NULL) STRICT;
@@ -49,8 +50,11 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
-COLUMNS = "queue, state, priority, due, expires, id, type, reference, attempt, crashes, failures, properties, body"
-_TEXTS = ("content_type", "content_encoding", "correlation_id", "reply_to")
+COLUMNS = (
+    "queue, state, priority, due, expires, "
+    "id, type, reference, content_type, attempt, crashes, failures, properties, body"
+)
+_TEXTS = ("content_encoding", "correlation_id", "reply_to")
 
 
 def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
@@ -76,22 +80,24 @@ def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
         workitem.id,
         workitem.type,
         workitem.reference,
+        workitem.content_type,
         workitem.attempt,
         workitem.crashes,
         workitem.failures,
-        json.dumps(properties, default=_encode, separators=(",", ":")) if properties else "",
+        _encoder.encode(properties) if properties else "",
         workitem.body,
     )
 
 
 def from_row(row: tuple[Any, ...]) -> Workitem:
-    """The workitem of a row: id, type, reference, attempt, crashes, failures, properties, body."""
-    id, type, reference, attempt, crashes, failures, properties, body = row
-    more: dict[str, Any] = json.loads(properties, object_hook=_decode) if properties else {}
+    """The workitem of a row: id, type, reference, content_type, attempt, crashes, failures, properties, body."""
+    id, type, reference, content_type, attempt, crashes, failures, properties, body = row
+    more: dict[str, Any] = _decoder.decode(properties) if properties else {}
     return Workitem(
         id=id,
         type=type,
         reference=reference,
+        content_type=content_type,
         attempt=attempt,
         crashes=crashes,
         failures=failures,
@@ -131,3 +137,8 @@ def _decode(members: dict[str, Any]) -> object:
             return Decimal(text)
         case _:
             return members
+
+
+# Made once: it costs as much as what they do.
+_encoder = json.JSONEncoder(default=_encode, separators=(",", ":"))
+_decoder = json.JSONDecoder(object_hook=_decode)
