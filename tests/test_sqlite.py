@@ -395,3 +395,22 @@ def rows(file: Path) -> list[tuple[str]]:
     """The ids of all that is in the file."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         return connection.execute("SELECT id FROM workitems").fetchall()
+
+
+def test_a_carrier_waits_for_a_program_that_knows_nothing_of_turns(tmp_path: Path, url: str) -> None:
+    """Such as an sqlite3 shell: it has the file for a while, and nothing is lost or said to be wrong."""
+
+    async def test(broker: Broker) -> None:
+        await asyncio.to_thread(send, url, b"one")
+        consumer = broker.consumer("worker_t", reserve=2)
+        (first,) = await consumer.receive(limit=1)
+        shell = sqlite3.connect(tmp_path / "queue.db", isolation_level=None)
+        shell.execute("BEGIN IMMEDIATE")
+        settling = asyncio.create_task(consumer.settle([Ended(first, Done(None))]))
+        await asyncio.sleep(0.5)  # in which the event loop runs
+        assert not settling.done()
+        shell.execute("COMMIT")
+        shell.close()
+        assert await settling == [True]
+
+    run(url, test)

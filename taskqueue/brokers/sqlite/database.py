@@ -40,8 +40,7 @@ class Database:
         self.path = path
         self._errors = _Errors(path)
         self._files: list[int] = []
-        self._waits = True
-        self._durably, self._hardly = synchronous.upper(), "NORMAL"  # what PRAGMA synchronous is for both
+        self._durably, self._quickly = synchronous.upper(), "NORMAL"  # what PRAGMA synchronous is for them
         self._durable = True
         with self._errors:
             _check_place(path)
@@ -100,13 +99,16 @@ class Database:
             if not self._take_turn(wait=wait):
                 return False
             try:
-                if wait is not self._waits:
-                    self._waits = wait
-                    self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000) if wait else 0}")
                 if durable is not self._durable:
                     self._durable = durable
-                    self._connection.execute(f"PRAGMA synchronous = {self._durably if durable else self._hardly}")
-                self._connection.execute("BEGIN IMMEDIATE")
+                    self._connection.execute(f"PRAGMA synchronous = {self._durably if durable else self._quickly}")
+                if not wait:
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                finally:
+                    if not wait:
+                        self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
             except sqlite3.OperationalError as error:
                 self._leave()
                 if wait or not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
