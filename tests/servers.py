@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import pika
 BINARIES = Path(
     "/usr/lib/rabbitmq/bin"
 )  # the commands below /usr/sbin insist on the user and directories of the package
+FILES = 65_536  # open files that a broker may have, where the host allows it
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 20.0
 STARTED = b"Server startup complete"
@@ -196,9 +198,12 @@ class RabbitMQ:
         }
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        # RabbitMQ sets files aside for each of the many virtual hosts, and hangs once none is left.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        files = f"--nofile={FILES if most == resource.RLIM_INFINITY else min(FILES, most)}:"
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
+                ["prlimit", files, "setpriv", "--pdeathsig", "KILL", *command],
                 env=self._environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
