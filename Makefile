@@ -56,7 +56,7 @@ check: lint ## lint, and the tests that need no server
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
 
-test-long: services $(STAMP) ## what takes many minutes: a hundred thousand hostile messages
+test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, the source distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
 format: $(STAMP) ## put the code into its form
@@ -71,8 +71,8 @@ dist: $(STAMP) ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	umask 022; $(BIN)/python -m build --no-isolation
 
-bench: services $(STAMP) ## measure the throughput
-	umask 022; $(BIN)/python benchmarks/throughput.py
+bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's beside Huey's
+	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py
 
 clean: ## remove what tests and builds leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -81,4 +81,4 @@ class Workitem:
 
     def named(self) -> Workitem:
         """This workitem with an id: its own, or a new one where it has none."""
-        return self if self.id else replace(self, id=secrets.token_hex(16))
+        return self if self.id else replace(self, id=os.urandom(16).hex())

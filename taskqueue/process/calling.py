@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from taskqueue import formats
-from taskqueue.errors import FormatError, PluginError, SoftTimeLimitExceeded, Unsupported
+from taskqueue.errors import FormatError, Unsupported
 from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
 from taskqueue.worker import Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "call_async", "caller", "caller_async"]
+__all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "done", "is_older", "raised"]
 
 Handle = Callable[[Workitem], "Answer"]
-HandleAsync = Callable[[Workitem], Awaitable["Answer"]]
 
 LONGEST_DELAY = 10 * 365 * 86400.0  # seconds, for what a handler asks for
 
@@ -46,19 +44,13 @@ def caller(worker: Any, max_result: int, known: Formats = formats.ONLY_BUILTIN) 
     max_result: bytes of a result, or of what it publishes; the broker takes no more.
     known: the formats by which `body` is read.
     """
-    if _is_older(worker.handle_task):
+    if is_older(worker.handle_task):
         return lambda workitem: _call_older(worker.handle_task, workitem, max_result)
     return lambda workitem: _call(worker.handle_task, workitem, max_result, known)
 
 
-def caller_async(worker: Any, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> HandleAsync:
-    """The same for an `async def handle_task(body)`.  Raises PluginError where it has the older form's arguments."""
-    if _is_older(worker.handle_task):
-        raise PluginError("handle_task(channel, method, header, body), the older form, can't be an `async def`")
-    return lambda workitem: _call_async(worker.handle_task, workitem, max_result, known)
-
-
-def _is_older(handle_task: Callable[..., Any]) -> bool:
+def is_older(handle_task: Callable[..., Any]) -> bool:
+    """Whether it has the older form's four arguments."""
     positional = [
         parameter
         for parameter in inspect.signature(handle_task).parameters.values()
@@ -73,17 +65,7 @@ def _call(handle: Callable[[Any], Any], workitem: Workitem, max_result: int, kno
         body = formats.value(workitem.body, workitem.content_type, known)
     except FormatError as error:
         return Answer(("malformed", error.detail))
-    return _done(handle(body), max_result)
-
-
-async def _call_async(
-    handle: Callable[[Any], Awaitable[Any]], workitem: Workitem, max_result: int, known: Formats
-) -> Answer:
-    try:
-        body = formats.value(workitem.body, workitem.content_type, known)
-    except FormatError as error:
-        return Answer(("malformed", error.detail))
-    return _done(await handle(body), max_result)
+    return done(handle(body), max_result)
 
 
 def call(handle: Handle, workitem: Workitem, max_result: int, known: Formats = formats.ONLY_BUILTIN) -> Answer:
@@ -91,31 +73,11 @@ def call(handle: Handle, workitem: Workitem, max_result: int, known: Formats = f
     try:
         return handle(workitem)
     except BaseException as error:  # SystemExit and KeyboardInterrupt of a handler are its failures, too
-        return _raised(error, workitem, max_result, known)
+        return raised(error, workitem, max_result, known)
 
 
-async def call_async(
-    handle: HandleAsync,
-    workitem: Workitem,
-    max_result: int,
-    soft_time_limit: float | None,
-    known: Formats = formats.ONLY_BUILTIN,
-) -> Answer:
-    """The same; after `soft_time_limit` seconds the handler is cancelled, which is a SoftTimeLimitExceeded then."""
-    limit = asyncio.timeout(soft_time_limit)
-    try:
-        try:
-            async with limit:
-                return await handle(workitem)
-        except TimeoutError as error:
-            if limit.expired() and soft_time_limit:
-                raise SoftTimeLimitExceeded(soft_time_limit) from error
-            raise
-    except BaseException as error:
-        return _raised(error, workitem, max_result, known)
-
-
-def _raised(error: BaseException, workitem: Workitem, max_result: int, known: Formats) -> Answer:
+def raised(error: BaseException, workitem: Workitem, max_result: int, known: Formats) -> Answer:
+    """The answer for what a handler raised."""
     try:
         if isinstance(error, Retry):
             seconds = max(0.0, float(error.after))
@@ -134,7 +96,8 @@ def _raised(error: BaseException, workitem: Workitem, max_result: int, known: Fo
     return Answer(("failed", summary, text, result.content_type), result.body)
 
 
-def _done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:
+def done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:
+    """The answer for what a handler returned, and published."""
     if value is None and not none_is_a_result:
         return Answer(("done", None, sends))
     result: Payload = formats.payload(value)
@@ -220,4 +183,4 @@ def _call_older(handle: Callable[..., Any], workitem: Workitem, max_result: int)
         raise FormatError("handle_task returned without having acknowledged")
     if channel.ending.meta[0] != "done":
         return channel.ending
-    return _done(value, max_result, tuple(channel.sends), none_is_a_result=False)
+    return done(value, max_result, tuple(channel.sends), none_is_a_result=False)

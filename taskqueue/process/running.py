@@ -1,21 +1,19 @@
-"""The three ways in which a worker process runs workitems: one in turn, in threads, or in an event loop."""
+"""The ways in which a worker process runs workitems: one in turn, in threads, or in an event loop (`looping`)."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from taskqueue.errors import PluginError
 from taskqueue.formats import ONLY_BUILTIN, Formats
-from taskqueue.process.calling import call, call_async, caller, caller_async
+from taskqueue.process.calling import call, caller
 from taskqueue.process.desk import Desk, Item, current, items
 from taskqueue.process.limits import Watch, by_alarm
 from taskqueue.process.line import Line
@@ -49,6 +47,8 @@ def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN) -> Wa
                 f"threads = {threads}: handle_task of this plugin is an `async def`, which runs in one thread; "
                 f"expected concurrency = {threads}"
             )
+        from taskqueue.process.looping import InLoop  # an import of 20 ms, which others shall not wait for
+
         return InLoop(worker, hello, known)
     if concurrency > 1:
         raise PluginError(
@@ -137,81 +137,3 @@ class InThreads:
         except BaseException:  # a thread that ends in silence would leave its workitem lying
             log.critical("a thread of the worker process can't go on", exc_info=True)
             os._exit(1)
-
-
-class InLoop:
-    """An `async def handle_task`: as many at once as `concurrency` says, in one event loop."""
-
-    def __init__(self, worker: Any, hello: dict[str, Any], known: Formats) -> None:
-        self._max_result: int = hello["max_result"]
-        self._known = known
-        self._handle = caller_async(worker, self._max_result, known)
-        self._soft_time_limit: float | None = hello["soft_time_limit"] or None
-        self._runner = asyncio.Runner()
-        self._waiting: deque[Item] = deque()
-        self._free = list(range(hello["concurrency"]))
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._over: asyncio.Future[None]
-
-    def call(self, function: Callable[[], Any]) -> None:
-        async def called() -> None:
-            result = function()
-            if inspect.isawaitable(result):
-                await result
-
-        self._runner.run(called())
-
-    def run(self, line: Line, desk: Desk) -> None:
-        self._runner.run(self._serve(line, desk))
-
-    async def _serve(self, line: Line, desk: Desk) -> None:
-        loop = asyncio.get_running_loop()
-        self._over = loop.create_future()
-        loop.add_reader(line.fileno(), self._read, line, desk)
-        try:
-            await self._over
-        finally:
-            loop.remove_reader(line.fileno())
-
-    def _read(self, line: Line, desk: Desk) -> None:
-        frames = line.arrived()
-        if frames is None:
-            self._end(ConnectionResetError("the carrier is gone"))
-            return
-        for kind, meta, payload in frames:
-            if kind == Kind.STOP:
-                self._end(None)
-            elif kind == Kind.WORK:
-                self._waiting.extend(items(meta, payload))
-        self._fill(desk)
-
-    def _fill(self, desk: Desk) -> None:
-        while self._waiting and self._free:
-            task = asyncio.get_running_loop().create_task(self._work(desk, self._free.pop(), self._waiting.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-
-    async def _work(self, desk: Desk, slot: int, item: Item) -> None:
-        # Started here, and not where the task is made: another handler may keep the loop from getting here in time.
-        workitem = desk.start(slot, item)
-        if workitem is None:
-            desk.unstarted([item])
-        else:
-            started = time.monotonic()
-            handled_here.set(current(workitem))
-            answer = await call_async(self._handle, workitem, self._max_result, self._soft_time_limit, self._known)
-            desk.end(item, started, answer)
-        self._free.append(slot)
-        self._fill(desk)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._end(task.exception())
-
-    def _end(self, error: BaseException | None) -> None:
-        if not self._over.done():
-            if error is None:
-                self._over.set_result(None)
-            else:
-                self._over.set_exception(error)
