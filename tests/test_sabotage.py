@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import sabotage
 from servers import RabbitMQ
@@ -12,4 +14,7 @@ from servers import RabbitMQ
 def test_a_broken_promise_fails_its_own_test(name: str, rabbitmq: RabbitMQ) -> None:
     urls = [rabbitmq.url(rabbitmq.vhost()) for _ in range(6)]
 
-    assert set(sabotage.outcomes(name, urls).values()) == {"failed"}
+    found = set(sabotage.outcomes(name, urls).values())
+    if found == {"skipped"} and os.geteuid() != 0:
+        pytest.skip("its test needs root")
+    assert found == {"failed"}
