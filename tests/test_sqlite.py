@@ -265,7 +265,8 @@ def test_what_is_sent_and_settled_is_synced_and_what_is_lent_need_not_be(
         connection = self._connection
         (level,) = connection.execute("PRAGMA synchronous").fetchone()
         states = connection.execute("SELECT queue, state FROM workitems ORDER BY seq").fetchall()
-        commits.append((str(states), level))
+        if states:  # not where the consumer makes its queue
+            commits.append((str(states), level))
         commit(self)
 
     async def test(broker: Broker) -> None:
