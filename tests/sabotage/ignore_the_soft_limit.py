@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.process import calling, limits, running
+from taskqueue.process import limits, looping, running
 
 FAILS = (
     "test_system_recycling.py::TestSoftTimeLimit::"
@@ -13,5 +13,7 @@ FAILS = (
 
 running.by_alarm = lambda handle, seconds: handle
 limits._raise_in = lambda thread, error: None
-call_async = calling.call_async
-running.call_async = lambda handle, workitem, max_result, limit: call_async(handle, workitem, max_result, None)
+call_async = looping.call_async
+looping.call_async = lambda handle, workitem, max_result, limit, known: call_async(
+    handle, workitem, max_result, None, known
+)
