@@ -79,3 +79,7 @@ def run(test: Callable[[Broker], Awaitable[None]], url: str, **options: Any) -> 
             await broker.close()
 
     asyncio.run(all_of_it())
+
+
+def item(id: str, type: str = "any") -> Workitem:
+    return Workitem(body=b"{}", type=type, id=id)

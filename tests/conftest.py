@@ -15,7 +15,7 @@ from installations import Installation
 from servers import MissingService, RabbitMQ
 from system import System
 
-SERVICES = {"amqp_url", "rabbitmq", "start_rabbitmq"}
+SERVICES = {"amqp_url", "rabbitmq", "spare", "start_rabbitmq"}
 URLS = os.environ.get("TASKQUEUE_TEST_URLS", "").split()
 SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
 
@@ -102,3 +102,17 @@ def system(installation: Installation, amqp_url: str) -> Iterator[System]:
     """Real daemons, in a virtual host and a directory of their own."""
     with System(installation, amqp_url) as system:
         yield system
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[RabbitMQ]:
+    """A broker to be killed, stopped and hung: running when a test begins, and when it ends."""
+    try:
+        server = RabbitMQ(configuration=["consumer_timeout = 3000", "frame_max = 8192"])
+    except MissingService as reason:
+        missing(reason)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

@@ -9,27 +9,8 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
+from configurations import DESIGN
 from system import System, users
-
-DESIGN = """\
-[DEFAULT]
-workers: 1
-
-; Workers
-[worker1]
-workers: 3
-
-[worker2]
-workers: bifh1, bifh2
-
-[worker2_bifh1]
-workers: 1
-user: bifh1
-
-[worker2_bifh2]
-workers: 1
-user: bifh2
-"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
 

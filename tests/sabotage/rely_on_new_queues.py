@@ -7,9 +7,9 @@ from typing import Any
 from taskqueue.brokers.amqp import link
 
 FAILS = (
-    "test_amqp_faults.py::test_nothing_is_published_to_a_new_quorum_queue_until_it_is_ripe",
-    "test_amqp_faults.py::test_the_new_quorum_queue_of_somebody_else_is_not_relied_upon_either",
-    "test_amqp_faults.py::test_send_returns_when_a_new_quorum_queue_is_ripe",
+    "test_amqp_new_queues.py::test_nothing_is_published_to_a_new_quorum_queue_until_it_is_ripe",
+    "test_amqp_new_queues.py::test_the_new_quorum_queue_of_somebody_else_is_not_relied_upon_either",
+    "test_amqp_new_queues.py::test_send_returns_when_a_new_quorum_queue_is_ripe",
 )
 
 ripened = link.Link._ripened
