@@ -166,7 +166,10 @@ def one_round(bench: Bench, count: int) -> dict[str, float]:
         rates["  CPU of carrier and worker processes, us per workitem"] = spent / done * 1e6
 
     with bench.daemon("dispatcher", url), bench.daemon("workerpool", url):
-        target = results.count + count
+        target = results.count + 1
+        send(producer, 1, INCOMING)  # through queues that are new: waits until they are a second old
+        results.wait(target)
+        target += count
         rates["end to end, with a consumer of results running"] = count / timed(
             lambda: (send(producer, count, INCOMING), results.wait(target))[1]
         )
