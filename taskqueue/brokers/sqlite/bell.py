@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 __all__ = ["Bell", "Ringer"]
 
 _SUFFIX = ".bell"
+TICK = 1_000_000_000  # ns
 
 
 class Bell:
@@ -47,15 +49,25 @@ class Ringer:
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._bells: list[str] = []
+        self._listed = 0  # the directory's time of change that they are of, ns
 
     def ring(self, queues: Iterable[str]) -> None:
         """Tell everybody that these queues got something.  Who is missed finds out by itself within a second."""
         message = "\n".join(sorted(set(queues))).encode()[: 1 << 15]
         if not message:
             return
-        for name in os.listdir(self._directory):  # noqa: PTH208 (no path leads there that is short enough)
-            if name.endswith(_SUFFIX):
-                self._ring(f"/proc/self/fd/{self._directory}/{name}", message)
+        for bell in self._there():
+            self._ring(bell, message)
+
+    def _there(self) -> list[str]:
+        changed = os.fstat(self._directory).st_mtime_ns
+        if changed != self._listed:
+            # In the same tick of the file system's clock there may be another change.
+            self._listed = changed if time.time_ns() - changed > TICK else 0
+            names = os.listdir(self._directory)  # noqa: PTH208 (no path leads there that is short enough)
+            self._bells = [f"/proc/self/fd/{self._directory}/{name}" for name in names if name.endswith(_SUFFIX)]
+        return self._bells
 
     def _ring(self, bell: str, message: bytes) -> None:
         try:

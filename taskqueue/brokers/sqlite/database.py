@@ -76,8 +76,7 @@ class Database:
                     for statement in SCHEMA.split(";"):
                         connection.execute(statement)
 
-    @contextlib.contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def writing(self, *, durable: bool = True) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A write transaction: all of it is there at the end, or none of it.
 
         durable: also after a loss of power.  Without that it survives the death of any process, and costs no wait for
@@ -85,10 +84,7 @@ class Database:
 
         Raises BrokerUnavailable where somebody else holds the file too long, BrokerError for what won't pass by itself.
         """
-        self.begin(wait=True, durable=durable)
-        with self.inside() as connection:
-            yield connection
-        self.commit()
+        return _Writing(self, durable)
 
     def begin(self, *, wait: bool, durable: bool = True) -> bool:
         """Begin a write transaction, which `commit` or an exception `inside` it ends.
@@ -119,16 +115,9 @@ class Database:
                 raise
             return True
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[sqlite3.Connection]:
+    def inside(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """The transaction that `begin` began; an exception undoes and ends it."""
-        try:
-            with self._errors:
-                yield self._connection
-        except BaseException:
-            self._roll_back()
-            self._leave()
-            raise
+        return _Inside(self)
 
     def commit(self) -> None:
         """Make the transaction durable; this waits for the disk.  Raises what `writing` does."""
@@ -144,6 +133,12 @@ class Database:
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("ROLLBACK")
+
+    def _undo(self, error: BaseException) -> None:
+        self._roll_back()
+        self._leave()
+        with self._errors:
+            raise error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -179,6 +174,34 @@ class Database:
         for file in files:
             os.close(file)
         self._ringer.close()
+
+
+# Classes, not generators: each send goes through them.
+class _Inside:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._database._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._database._undo(error)
+
+
+class _Writing:
+    def __init__(self, database: Database, durable: bool) -> None:
+        self._database = database
+        self._durable = durable
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._database.begin(wait=True, durable=self._durable)
+        return self._database._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._database._undo(error)
+        self._database.commit()
 
 
 class _Errors:

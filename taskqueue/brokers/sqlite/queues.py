@@ -32,23 +32,27 @@ __all__ = [
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
-_PLACES = "?" * len(COLUMNS.split(","))
+_PLACES = ",".join("?" * len(COLUMNS.split(",")))
+# The first one's number is the time, but beyond all that are there; each of the others, whose own is NULL, gets the next.
+_FIRST = f"""INSERT INTO workitems (seq, {COLUMNS})
+    VALUES (max(?, (SELECT ifnull(max(seq), 0) + 1 FROM workitems)), {_PLACES})"""
+_NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
 # Many rows in one step of one statement: each step lets other threads of this process in, and has to get back again.
-_INSERTS = [
-    (count, f"INSERT INTO workitems ({COLUMNS}) VALUES " + ",".join([f"({','.join(_PLACES)})"] * count))
-    for count in (64, 16, 4, 1)
-]
+_MORE = [(count, _NEXT + f",({_PLACES})" * (count - 1)) for count in (64, 16, 4, 1)]
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
 def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], now: float) -> None:
     """Store workitems in queues, in order."""
-    values = [value for queue, item in items for value in to_row(queue, item, now)]
-    begin, width = 0, len(_PLACES)
-    for count, statement in _INSERTS:
-        while len(values) - begin >= count * width:
-            connection.execute(statement, values[begin : begin + count * width])
-            begin += count * width
+    if not items:
+        return
+    connection.execute(_FIRST, (int(now * 1_000_000), *to_row(*items[0], now)))
+    begin = 1
+    for count, statement in _MORE:
+        while len(items) - begin >= count:
+            rows = [value for queue, item in items[begin : begin + count] for value in to_row(queue, item, now)]
+            connection.execute(statement, rows)
+            begin += count
 
 
 def declare(connection: sqlite3.Connection, queue: str) -> bool:

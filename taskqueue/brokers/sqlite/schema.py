@@ -19,12 +19,13 @@ VERSION = 1
 
 WAITING, SCHEDULED, LENT = 0, 1, 2
 
-# AUTOINCREMENT: without it the number of a row that was deleted may come again, and order and fences break.
+# seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
+# no other one, which AUTOINCREMENT would promise at the price of one more page in each transaction.
 # The indexes are partial, so that each holds only the rows that its question is about.  What is lent has none: only the
 # death of a carrier asks for it.
 SCHEMA = f"""
 CREATE TABLE workitems (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER PRIMARY KEY,
     queue TEXT NOT NULL,
     state INTEGER NOT NULL,
     priority INTEGER NOT NULL,
