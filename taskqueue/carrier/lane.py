@@ -111,8 +111,10 @@ class Lane:
         first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
         self.loop.end(delivery, outcome, process.rules)
-        self._stop_if_through(process)
-        self.feed()
+        if process.ends or process.retiring:
+            self._stop_if_through(process)
+        if first or self._suspects or process.room(depth(self.run_time)) > 0:  # the others have no more than before
+            self.feed()
         self.adjust(at_once=first)
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:

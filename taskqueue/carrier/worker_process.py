@@ -62,6 +62,7 @@ class WorkerProcess:
     slots: how many workitems run at once; more than that are handed over only where it is one, and wait behind it.
     retiring: its manager wants it to end.  recycling: its manager knows that it will be replaced.
     standby: it is ready, and gets nothing while the one that it replaces works.
+    ends: some day it will be worn.
     last: monotonic seconds of the last hand-over.
     """
 
@@ -72,6 +73,7 @@ class WorkerProcess:
         self.group = group
         self.rules = replace(group.rules, worker=f"{socket.gethostname()}:{pid}")
         self.slots = group.slots
+        self.ends = bool(group.max_tasks or group.max_memory or group.memory_limit)
         self.is_ready = False
         self.retiring = False
         self.recycling = False

@@ -68,6 +68,7 @@ class Database:
                 "install that version again, or name another file in the URL"
             )
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
         connection.execute(f"PRAGMA synchronous = {self._durably}")
         if version < VERSION:
             with self.writing():

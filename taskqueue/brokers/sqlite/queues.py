@@ -33,7 +33,7 @@ REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
 _PLACES = ",".join("?" * len(COLUMNS.split(",")))
-# The first one's number is the time, but beyond all that are there; each of the others, whose own is NULL, gets the next.
+# The first number is the time, but beyond all that are there; each of the others, whose own is NULL, gets the next.
 _FIRST = f"""INSERT INTO workitems (seq, {COLUMNS})
     VALUES (max(?, (SELECT ifnull(max(seq), 0) + 1 FROM workitems)), {_PLACES})"""
 _NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
