@@ -7,7 +7,7 @@ asynchronous, one `Consumer` per queue.  Every implementation passes `taskqueue.
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -181,6 +181,13 @@ class Broker(Protocol):
 
     def dead_letters(self) -> DeadLetters:
         """A new view of the dead letters, to be closed by whoever asked for it.  Inside an event loop."""
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        """Reach for the broker now, though nothing is consumed, and stay connected.  Inside an event loop.
+
+        told: called in the event loop with each change: why it can't be reached, in one line without secrets; empty:
+        it is reached.  The first call comes as soon as that is known.
+        """
 
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""

@@ -1,4 +1,4 @@
-"""What makes a daemon of a program: its pid file, its user, the background."""
+"""What makes a daemon of a program: its pid file and its user."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import daemon
-
 from taskqueue.errors import TaskQueueError
 from taskqueue.process.spawn import Account
 
-__all__ = ["PidFileError", "background", "become", "pid_file", "write_pid"]
+__all__ = ["PidFileError", "become", "pid_file", "write_pid"]
 
 
 class PidFileError(TaskQueueError):
@@ -62,22 +60,6 @@ def write_pid(descriptor: int | None) -> None:
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-
-
-@contextlib.contextmanager
-def background(descriptor: int | None, *, foreground: bool) -> Iterator[None]:
-    """Go to the background, but for `foreground`; the pid file stays held."""
-    if foreground:
-        write_pid(descriptor)
-        yield
-        return
-    # Signals are the event loop's own business; the terminal is let go.
-    context = daemon.DaemonContext(
-        files_preserve=[descriptor] if descriptor is not None else [], signal_map={}, umask=0o022, detach_process=True
-    )
-    with context:
-        write_pid(descriptor)
-        yield
 
 
 def become(user: Account) -> None:

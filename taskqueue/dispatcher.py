@@ -10,15 +10,16 @@ import logging
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from taskqueue import formats
-from taskqueue.broker import Broker, Consumer, Delivery, Options
-from taskqueue.config import Config
-from taskqueue.errors import FormatError
-from taskqueue.formats import Formats
+from taskqueue.broker import Broker, Consumer, Delivery, Options, connect
+from taskqueue.config import Config, load
+from taskqueue.errors import ConfigError, FormatError
 from taskqueue.formats.chartext import line
 from taskqueue.loop import Loop
 from taskqueue.outcome import Dead, Forward, Outcome
+from taskqueue.service import Service
 from taskqueue.title import set_title
 from taskqueue.workitem import DROPPED, INCOMING, Workitem, is_type, worker_queue
 
@@ -43,56 +44,205 @@ def broker_options(config: Config) -> Options:
 
 
 class Dispatcher:
-    """One dispatcher over `broker`, which it closes in the end.  Call `run` once."""
+    """One dispatcher.  Call `configure` and `run` once.
 
-    def __init__(self, config: Config, broker: Broker, known: Formats) -> None:
-        self._config = config
-        self._broker = broker
-        self._formats = known
-        self._types: set[str] = set()  # whose queues it has seen to exist
+    path, url: where the configuration is; what goes before its url.
+    set_up_log: called with each configuration before it is used.
+    service: told how it is.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        url: str = "",
+        set_up_log: Callable[[Config], None] = lambda config: None,
+        service: Service | None = None,
+    ) -> None:
+        self._path = path
+        self._url = url
+        self._set_up_log = set_up_log
+        self._service = service or Service()
+        self.config = Config()
+        self._formats = formats.known({}, default="", read_as={})
+        self._intake: _Intake | None = None
+        self._passed_on = 0  # over connections before the present one
+        self._trouble = "not connected to the broker yet"
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._reloading = False
+
+    def configure(self) -> None:
+        """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
+        installed, refused = formats.discover()
+        config = load(self._path, {}, formats=(*formats.BUILTIN, *installed), url=self._url)
+        try:
+            self._set_up_log(config)
+        except ConfigError:
+            self._set_up_log(self.config)
+            raise
+        for warning in refused:
+            log.warning("%s", warning)
+        self.config = config
+        read_as = dict(config.workitem_type_map)
+        self._formats = formats.known(installed, default=config.default_workitem_type, read_as=read_as)
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then settle what was taken.  Raises what went wrong inside."""
-        event_loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            event_loop.add_signal_handler(number, stopped.set)
-        loops = [
-            self._loop(INCOMING, lambda delivery: self._parsed(delivery.workitem)),
+        loop = asyncio.get_running_loop()
+        for number, handler in (
+            (signal.SIGTERM, self._stop),
+            (signal.SIGINT, self._stop),
+            (signal.SIGHUP, self._reload_soon),
+            (signal.SIGUSR1, self._log_state),
+        ):
+            loop.add_signal_handler(number, handler)
+        self._load_formats()
+        self._service.begin()
+        showing = asyncio.create_task(self._show())
+        try:
+            self._intake = self._open()
+            while not self._stopping:
+                self._wake.clear()
+                await self._intake.wait(self._wake)
+                if self._reloading:
+                    self._reloading = False
+                    await self._reload()
+            log.info("stopping")
+            self._service.stopping()
+            await self._intake.drain()
+        finally:
+            showing.cancel()
+            self._service.close()
+
+    def _load_formats(self) -> None:
+        """Import those of third parties now, so that what is wrong with them is said now."""
+        for format in self._formats.known.values():
+            if isinstance(format, formats.Installed):
+                format.load()
+
+    def _open(self) -> _Intake:
+        self._trouble = "not connected to the broker yet"
+        broker = connect(broker_options(self.config))
+        broker.watch(self._told)
+        return _Intake(broker, self)
+
+    def _told(self, trouble: str) -> None:
+        self._trouble = trouble
+        self._tell()
+
+    def _tell(self) -> None:
+        doing = f"{self._settled} messages passed on"
+        set_title(f"dispatcher, {doing}")
+        self._service.show(doing, missing=[self._trouble] if self._trouble else [])
+
+    @property
+    def _settled(self) -> int:
+        return self._passed_on + (self._intake.settled if self._intake is not None else 0)
+
+    async def _show(self) -> None:
+        """Keep title and status up to date."""
+        while True:
+            self._tell()
+            await asyncio.sleep(SHOW_EVERY)
+
+    # Signals.
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    def _reload_soon(self) -> None:
+        self._reloading = True
+        self._wake.set()
+
+    def _log_state(self) -> None:
+        if self._intake is not None:
+            self._intake.log_state()
+
+    async def _reload(self) -> None:
+        """Read the configuration again; an invalid one changes nothing.
+
+        With another broker, what was taken is settled with the old one before anything is taken from the new one.
+        """
+        self._service.reloading()
+        before = broker_options(self.config)
+        try:
+            self.configure()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded: %s", problem)
+            self._service.reloaded(error.problems)
+            return
+        self._load_formats()
+        log.info("configuration read again")
+        if broker_options(self.config) != before and self._intake is not None:
+            log.info("the connection's settings have changed: connecting anew")
+            await self._intake.drain()
+            self._passed_on += self._intake.settled
+            self._intake = self._open()
+        self._service.reloaded()
+
+    # What the intake asks.
+
+    def parsed(self, workitem: Workitem) -> Outcome:
+        """Where a message goes, by its content."""
+        try:
+            return Forward(formats.parse(workitem, max_body=self.config.max_body, formats=self._formats))
+        except FormatError as error:
+            # The id is a producer's: it must not write lines of its own into the log.
+            log.warning("workitem %s is malformed: %s", line(workitem.id) or "without an id", error.detail)
+            return Dead("malformed", error.detail)
+
+
+class _Intake:
+    """What a dispatcher does over one broker, which is closed in the end."""
+
+    def __init__(self, broker: Broker, dispatcher: Dispatcher) -> None:
+        self._broker = broker
+        self._dispatcher = dispatcher
+        self._types: set[str] = set()  # whose queues it has seen to exist
+        self._loops = [
+            self._loop(INCOMING, lambda delivery: dispatcher.parsed(delivery.workitem)),
             self._loop(DROPPED, lambda delivery: given_up(delivery.workitem)),
         ]
-        event_loop.add_signal_handler(signal.SIGUSR1, self._log_state, loops)
-        event_loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: a dispatcher reads its file only at its start")
-        showing = asyncio.create_task(self._show(loops))
-        running = [asyncio.create_task(loop.run()) for loop, _ in loops]
-        stop = asyncio.create_task(stopped.wait())
-        await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping")
-        showing.cancel()
-        for task in running:
+        self._running = [asyncio.create_task(loop.run()) for loop, _ in self._loops]
+
+    @property
+    def settled(self) -> int:
+        """How many messages are through."""
+        return sum(loop.settled for loop, _ in self._loops)
+
+    def log_state(self) -> None:
+        """Everything that is known, to the log."""
+        for one, _ in self._loops:
+            log.info("held %d, settled %d, discarded %d", one.held, one.settled, one.discarded)
+
+    async def wait(self, event: asyncio.Event) -> None:
+        """Wait for `event`.  Raises what went wrong inside meanwhile."""
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait([waiting, *self._running], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        for task in self._running:
             if task.done():
                 task.result()
+
+    async def drain(self) -> None:
+        """Take nothing more, settle what was taken, and let go of the broker."""
+        for task in self._running:
             task.cancel()
         try:
-            await asyncio.wait_for(self._settle_all(loops), STOP_TIMEOUT)
+            await asyncio.wait_for(self._settle_all(), STOP_TIMEOUT)
         except TimeoutError:
             log.warning("not everything could be settled in %g s; it will be done again", STOP_TIMEOUT)
         await self._broker.close()
 
-    async def _show(self, loops: list[tuple[Loop, Consumer]]) -> None:
-        """Keep the title up to date."""
-        while True:
-            set_title(f"dispatcher, {sum(loop.settled for loop, _ in loops)} messages passed on")
-            await asyncio.sleep(SHOW_EVERY)
-
-    async def _settle_all(self, loops: list[tuple[Loop, Consumer]]) -> None:
-        for loop, consumer in loops:
+    async def _settle_all(self) -> None:
+        for loop, consumer in self._loops:
             await consumer.pause()
             await loop.settled_all()
-
-    def _log_state(self, loops: list[tuple[Loop, Consumer]]) -> None:
-        for one, _ in loops:
-            log.info("held %d, settled %d, discarded %d", one.held, one.settled, one.discarded)
 
     def _loop(self, queue: str, decide: Callable[[Delivery], Outcome]) -> tuple[Loop, Consumer]:
         consumer = self._broker.consumer(queue, reserve=RESERVE)
@@ -107,17 +257,9 @@ class Dispatcher:
         loop = Loop(consumer, handle, reserve=RESERVE)
         return loop, consumer
 
-    def _parsed(self, workitem: Workitem) -> Outcome:
-        try:
-            return Forward(formats.parse(workitem, max_body=self._config.max_body, formats=self._formats))
-        except FormatError as error:
-            # The id is a producer's: it must not write lines of its own into the log.
-            log.warning("workitem %s is malformed: %s", line(workitem.id) or "without an id", error.detail)
-            return Dead("malformed", error.detail)
-
     async def _first_seen(self, forward: Forward) -> Outcome:
         """Make the queue of a type, so that nothing is lost before its first worker is installed."""
-        type, most = forward.workitem.type, self._config.max_types
+        type, most = forward.workitem.type, self._dispatcher.config.max_types
         if len(self._types) < most:
             await self._broker.declare(worker_queue(type))
         elif not await self._broker.exists(worker_queue(type)):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from taskqueue.config import Config
+from taskqueue.errors import ConfigError
 
 __all__ = ["set_up"]
 
@@ -22,13 +23,13 @@ def set_up(config: Config, *, name: str, foreground: bool, verbosity: int = 0) -
     else to syslog.  May be called again, with another configuration.
 
     verbosity: levels by which more (positive) or less is logged than the configuration says.
+
+    Raises ConfigError where `logging.config` can't do what the file says; the log is in no state to be used then.
     """
     # pika reports every step of every failed connection; what matters of it is said in one line by ourselves.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     if config.logging:
-        parser = configparser.RawConfigParser()
-        parser.read(config.path, encoding="utf-8")
-        logging.config.fileConfig(parser, disable_existing_loggers=False)
+        _as_configured(config)
         return
     handler: logging.Handler
     if foreground:
@@ -41,3 +42,18 @@ def set_up(config: Config, *, name: str, foreground: bool, verbosity: int = 0) -
         handler = logging.NullHandler()
     level = logging.getLevelName(config.log_level.upper()) - 10 * verbosity
     logging.basicConfig(level=max(logging.DEBUG, level), handlers=[handler], force=True)
+
+
+def _as_configured(config: Config) -> None:
+    parser = configparser.RawConfigParser()
+    parser.read(config.path, encoding="utf-8")
+    try:
+        logging.config.fileConfig(parser, disable_existing_loggers=False)
+    except Exception as error:  # whatever a handler's class raises
+        raise ConfigError(f"{config.path}: the log can't be set up: {_innermost(error)}") from None
+
+
+def _innermost(error: BaseException) -> str:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error) or type(error).__name__

@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taskqueue"
 # the backends, each a stranger to the others.  Files of one line may import from each other.
 LAYERS = (
     ("errors",),
-    ("workitem", "outcome", "dead", "config", "plan", "retry", "clock"),
+    ("workitem", "outcome", "dead", "config", "plan", "retry", "clock", "status"),
     ("broker", "store"),
     ("brokers.*",),
     ("worker", "plugins", "formats", "title"),
     ("client", "process"),
-    ("loop", "dispatcher", "workerpool", "carrier", "daemon", "log"),
+    ("loop", "dispatcher", "workerpool", "carrier", "daemon", "background", "service", "log"),
     ("cli", "web", "testing", "__main__"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

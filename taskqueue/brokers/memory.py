@@ -9,7 +9,7 @@ import itertools
 import queue as queues
 import threading
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Delivery, Ended, Lease, Options, Producer
@@ -98,6 +98,9 @@ class MemoryBroker:
 
     def dead_letters(self) -> DeadLetters:
         return _MemoryDeadLetters(self)
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        asyncio.get_running_loop().call_soon(told, "")
 
     async def declare(self, queue: str) -> bool:
         with self.lock:

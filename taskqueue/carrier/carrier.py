@@ -81,9 +81,7 @@ class Carrier:
     def _told(self, kind: Kind, meta: Any, payload: bytes) -> None:
         match kind:
             case Kind.CONFIG:
-                self._options = meta
-                logging.getLogger().setLevel(meta["log_level"])
-                self._broker = connect(Options(**meta["broker"]))
+                self._configure(meta)
             case Kind.PROCESS:
                 self._add(meta["pid"], meta["group"], socket.socket(fileno=self._manager.take_file()))
             case Kind.DIED:
@@ -98,8 +96,18 @@ class Carrier:
             case Kind.STATE:
                 for lane in self._lanes.values():
                     log.info("%s", lane.state())
+            case Kind.PING:
+                self._manager.send(Kind.PONG)
             case _:
                 raise ValueError(f"the manager does not say {kind.name}")
+
+    def _configure(self, meta: dict[str, Any]) -> None:
+        """The first time it names the broker as well; later only what worker processes are told."""
+        self._options = meta
+        if self._broker is None:
+            logging.getLogger().setLevel(meta["log_level"])
+            self._broker = connect(Options(**meta["broker"]))
+            self._broker.watch(lambda trouble: self._manager.send(Kind.BROKER, {"trouble": trouble}))
 
     def _add(self, pid: int, meta: dict[str, Any], sock: socket.socket) -> None:
         pairs = {name: tuple((str(n), str(v)) for n, v in meta[name]) for name in ("environment", "settings")}

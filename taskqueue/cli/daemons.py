@@ -6,15 +6,19 @@ import argparse
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from taskqueue import daemon, formats, log
+from taskqueue.background import background
 from taskqueue.config import Config, load, service_user, user_exists
 from taskqueue.errors import ConfigError
 from taskqueue.process.spawn import Account, account
+from taskqueue.service import Service
+from taskqueue.status import status_file
 
 __all__ = ["add_parser"]
 
@@ -38,38 +42,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(
-    args: argparse.Namespace, name: str, config: Config, work: Callable[[SetUpLog], Coroutine[Any, Any, None]]
+    args: argparse.Namespace, name: str, config: Config, work: Callable[[SetUpLog, Service], Coroutine[Any, Any, None]]
 ) -> int:
     set_up_log = partial(log.set_up, name=name, foreground=args.foreground, verbosity=args.verbose - args.quiet)
-    with daemon.pid_file(args.pid_file) as descriptor, daemon.background(descriptor, foreground=args.foreground):
+    pid_file = args.pid_file.absolute() if args.pid_file else None  # the background has another current directory
+    with (
+        daemon.pid_file(pid_file) as descriptor,
+        background(name, descriptor, foreground=args.foreground) as started,
+    ):
         set_up_log(config)
+        service = Service(status_file(pid_file) if pid_file else None, started=started)
         try:
-            asyncio.run(work(set_up_log))
-        except Exception:
+            asyncio.run(work(set_up_log, service))
+        except ConfigError:
+            raise
+        except Exception as error:
             logger.critical("the %s ends: it can't go on", name, exc_info=True)
-            return 1
+            if not args.foreground:
+                print(f"{name}: it can't go on: {error!r}", file=sys.stderr)
+            sys.exit(1)
     logger.info("ended")
     return 0
 
 
 def _dispatcher(args: argparse.Namespace) -> int:
-    from taskqueue.broker import connect  # the manager does not need a broker's client
-    from taskqueue.dispatcher import Dispatcher, broker_options
+    from taskqueue.dispatcher import Dispatcher  # the manager does not need a broker's client
 
-    installed, refused = formats.discover()
-    config = load(_path(args), {}, formats=(*formats.BUILTIN, *installed), url=args.url)
+    path = _path(args)
+    # Found out before the background, so that whoever starts it sees what is wrong.
+    config = _load(path, args.url)
     user = _service_account(config)
 
-    async def work(_: SetUpLog) -> None:
+    async def work(set_up_log: SetUpLog, service: Service) -> None:
+        dispatcher = Dispatcher(path, url=args.url, set_up_log=set_up_log, service=service)
+        dispatcher.configure()
         if user is not None and user.uid != os.geteuid():
             daemon.become(user)  # it needs no rights at all
-        for warning in refused:
-            logger.warning("%s", warning)
-        known = formats.known(installed, default=config.default_workitem_type, read_as=dict(config.workitem_type_map))
-        for format in known.known.values():
-            if isinstance(format, formats.Installed):
-                format.load()  # what is wrong with it is said at the start
-        await Dispatcher(config, connect(broker_options(config)), known).run()
+        await dispatcher.run()
 
     return _run(args, "taskqueue-dispatcher", config, work)
 
@@ -77,12 +86,11 @@ def _dispatcher(args: argparse.Namespace) -> int:
 def _workerpool(args: argparse.Namespace) -> int:
     from taskqueue.workerpool import WorkerPool
 
-    # Found out before the background, so that whoever starts it sees what is wrong.
-    installed, _ = formats.discover()
-    config = load(_path(args), {}, formats=(*formats.BUILTIN, *installed), url=args.url)
+    path = _path(args)
+    config = _load(path, args.url)
 
-    async def work(set_up_log: SetUpLog) -> None:
-        pool = WorkerPool(_path(args), url=args.url, set_up_log=set_up_log)
+    async def work(set_up_log: SetUpLog, service: Service) -> None:
+        pool = WorkerPool(path, url=args.url, set_up_log=set_up_log, service=service)
         pool.configure()
         await pool.run()
 
@@ -91,6 +99,11 @@ def _workerpool(args: argparse.Namespace) -> int:
 
 def _path(args: argparse.Namespace) -> Path | None:
     return Path(args.config).absolute() if args.config else None
+
+
+def _load(path: Path | None, url: str) -> Config:
+    installed, _ = formats.discover()
+    return load(path, {}, formats=(*formats.BUILTIN, *installed), url=url)
 
 
 def _service_account(config: Config) -> Account | None:

@@ -5,8 +5,8 @@ is no frame raises ValueError, and its sender is killed.
 
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, LOG
-    manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE
-    carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG
+    manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
+    carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ class Kind(enum.IntEnum):
     KILL = 17
     DRAINED = 18
     RECYCLE = 19
+    PING = 20
+    PONG = 21
+    BROKER = 22
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

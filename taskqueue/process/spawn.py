@@ -13,10 +13,22 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from taskqueue.errors import PluginError
 
-__all__ = ["Account", "account", "ended", "environment", "everything_of", "how_it_ended", "spawn", "tie_to"]
+__all__ = [
+    "Account",
+    "Adopted",
+    "Offspring",
+    "account",
+    "ended",
+    "environment",
+    "everything_of",
+    "how_it_ended",
+    "spawn",
+    "tie_to",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAP_AMBIENT = 47
@@ -36,6 +48,32 @@ class Account:
     groups: tuple[int, ...]
     home: str
     shell: str
+
+
+class Offspring(Protocol):
+    """A child of this process; `returncode` is None until it has been waited for."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def wait(self) -> int:
+        """Wait for its end: its exit status, or minus the signal's number."""
+
+
+class Adopted:
+    """A child that this process had before it became another program."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
 
 
 def account(name: str) -> Account | None:
@@ -154,7 +192,7 @@ def how_it_ended(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
-def everything_of(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def everything_of(process: Offspring, number: signal.Signals) -> None:
     """Send a signal to `process` and to its process group, while it has not been waited for."""
     if process.returncode is None:
         for send in (os.killpg, os.kill):  # both: it may have left its group
@@ -162,7 +200,7 @@ def everything_of(process: subprocess.Popen[bytes], number: signal.Signals) -> N
                 send(process.pid, number)
 
 
-def ended(process: subprocess.Popen[bytes]) -> int | None:
+def ended(process: Offspring) -> int | None:
     """The returncode of `process` once it has ended, else None.
 
     Where it did not end in good order, what it has left in its process group is killed: its work is done again.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("bench", "sending", "receiving", "results", "settling", "dead"):
+for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching"):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
 from taskqueue.testing.contract import BrokerContract  # noqa: E402  (after the lines above, or failures say nothing)

@@ -13,12 +13,15 @@ from taskqueue.testing.receiving import ReceivingContract
 from taskqueue.testing.results import ResultsContract
 from taskqueue.testing.sending import SendingContract
 from taskqueue.testing.settling import SettlingContract
+from taskqueue.testing.watching import WatchingContract
 
 __all__ = ["BrokerContract"]
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class BrokerContract(SendingContract, ReceivingContract, ResultsContract, SettlingContract, DeadLettersContract):
+class BrokerContract(
+    SendingContract, ReceivingContract, ResultsContract, SettlingContract, DeadLettersContract, WatchingContract
+):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture

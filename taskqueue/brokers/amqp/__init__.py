@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
 from taskqueue.brokers.amqp.consumer import AMQPConsumer
 from taskqueue.brokers.amqp.dead import AMQPDeadLetters
@@ -31,6 +33,9 @@ class AMQPBroker:
 
     def dead_letters(self) -> DeadLetters:
         return AMQPDeadLetters(self._options, SYSTEM)
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        self._link.watch(told)
 
     async def declare(self, queue: str) -> bool:
         return await patiently(lambda: self._link.declare(queue), f"queue {queue}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -72,6 +73,27 @@ class Link:
         self._ripening: dict[str, asyncio.Task[None]] = {}
         self._again: set[asyncio.Task[bool]] = set()
         self._closed = False
+        self._told: Callable[[str], None] = lambda trouble: None
+        self._trouble: str | None = None  # what was told last
+        self._keeping: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        """Keep the connection from now on, used or not; `told` is called with each change of what is wrong with it."""
+        self._told = told
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(BrokerError):  # closed by ourselves
+            while True:
+                self._lost.clear()
+                await patiently(self.connect, "connection")
+                await self._lost.wait()
+
+    def _report(self, trouble: str) -> None:
+        if trouble != self._trouble and not self._closed:
+            self._trouble = trouble
+            self._told(trouble)
 
     async def connect(self) -> Connection:
         """The open connection, made now where there is none.
@@ -90,6 +112,9 @@ class Link:
                 if self._closed:
                     raise BrokerError(f"{describe(self._to)}: closed by ourselves") from None
                 raise
+            except BrokerUnavailable as error:
+                self._report(str(error))
+                raise
             if not connection.is_open:
                 raise BrokerUnavailable(f"{describe(self._to)}: closed at once")
             self._connection = connection
@@ -97,6 +122,7 @@ class Link:
             connection.add_on_connection_unblocked_callback(self._unblocked)
             version = connection.server_properties.get("version", "?")
             log.info("connected to %s (RabbitMQ %s)", describe(self._to), version)
+            self._report("")
             return connection
 
     def _ended(self, connection: Connection, reason: str) -> None:
@@ -110,14 +136,18 @@ class Link:
         self._made.clear()
         if not self._closed:
             log.warning("connection to %s lost: %s", describe(self._to), reason)
+        self._report(f"connection to {describe(self._to)} lost: {reason}")
+        self._lost.set()
 
     def _blocked(self, connection: Connection, frame: Any) -> None:
         connection.blocked = True
         log.warning("the broker takes no messages for now: %s; waiting", frame.method.reason)
+        self._report(f"the broker takes no messages for now: {frame.method.reason}")
 
     def _unblocked(self, connection: Connection, _: Any) -> None:
         connection.blocked = False
         log.warning("the broker takes messages again")
+        self._report("")
 
     def declaration(self, queue: str) -> Declaration | None:
         """How `queue` is made; None where it is not ours to make."""
@@ -307,7 +337,7 @@ class Link:
     async def close(self) -> None:
         """Close the connection; what is not acknowledged goes back.  May be called twice."""
         self._closed = True
-        for task in (self._attempt, *self._ripening.values(), *self._again):
+        for task in (self._keeping, self._attempt, *self._ripening.values(), *self._again):
             if task is not None:
                 task.cancel()
         connection = self._connection

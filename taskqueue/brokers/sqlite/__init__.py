@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -44,6 +45,9 @@ class SQLiteBroker:
 
     def dead_letters(self) -> DeadLetters:
         return SQLiteDeadLetters(self._path, self._synchronous, self._clock)
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        self._engine.watch(told)
 
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: queues.declare(connection, queue))

@@ -69,6 +69,20 @@ class Engine:
         self._pending: list[_Operation] = []
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._told: Callable[[str], None] = lambda trouble: None
+        self._trouble: str | None = None  # what was told last
+        self._opening: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        """Open the file now; `told` is called with each change of what is wrong with it."""
+        self._told = told
+        self._opening = asyncio.get_running_loop().create_task(self.read(lambda connection: None))
+
+    def _report(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._told(trouble)
 
     async def write(
         self,
@@ -114,9 +128,11 @@ class Engine:
                 result = await attempt()
             except BrokerError as error:
                 log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
+                self._report(str(error))
                 delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
                 await asyncio.sleep(delay)
             else:
+                self._report("")
                 self._listen()
                 return result
         raise AssertionError("unreachable")
@@ -232,18 +248,22 @@ class Engine:
 
     async def close(self) -> None:
         """Give everything back, and let go of the file.  May be called twice."""
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for task in (self._opening, self._ticking):
+            if task is not None:
+                task.cancel()
         if self._bell is not None:
             asyncio.get_running_loop().remove_reader(self._bell.socket)
             self._bell.close()
             self._bell = None
-        if self._database is not None:
+        if not self._closed:
+            self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._executor, self._leave)
         self._executor.shutdown()
 
     def _leave(self) -> None:
-        assert self._database is not None
+        """In the thread, so after an opening that is still under way there."""
+        if self._database is None:
+            return
         try:
             with self._database.writing() as connection:
                 queues.release(connection, self.carrier)

@@ -1,0 +1,127 @@
+"""One carrier as its manager sees it: what is said to it, and whether it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taskqueue.process.protocol import Kind
+from taskqueue.process.spawn import Offspring
+from taskqueue.process.wire import Wire
+
+__all__ = ["NO_ANSWER", "CarrierEnd"]
+
+PING_EVERY = 3.0  # seconds
+NO_ANSWER = "no answer"
+
+
+class CarrierEnd:
+    """A running carrier, and the manager's end of its socket.
+
+    started: monotonic seconds.
+    settings: what it was told to work with; another broker or user needs another carrier.
+    retiring: it was told to end after what its worker processes run.
+    trouble: why it can't reach the broker, in a sentence; empty: it can.
+    answered: whether it has answered since this was last set to False.
+    """
+
+    def __init__(
+        self,
+        process: Offspring,
+        sock: socket.socket,
+        *,
+        started: float,
+        settings: Mapping[str, Any],
+        heard: Callable[[CarrierEnd, Kind, Any], None],
+        gone: Callable[[CarrierEnd, str], None],
+        mute_for: float,
+    ) -> None:
+        """heard: called with everything that it says.
+
+        gone: called with the reason when nothing can be said to it any more, or after `mute_for` seconds without an
+        answer.
+        """
+        self.process = process
+        self.started = started
+        self.settings = dict(settings)
+        self.retiring = False
+        self.trouble = "not connected to the broker yet"
+        self.answered = False
+        self._heard = heard
+        self._gone = gone
+        self._mute_for = mute_for
+        self._pings = 0  # without an answer
+        self._wire = Wire(sock, self._on_frame, lambda reason: gone(self, reason))
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def _on_frame(self, kind: Kind, meta: Any, payload: bytes) -> None:
+        match kind:
+            case Kind.PONG:
+                self._pings = 0
+                self.answered = True
+            case Kind.BROKER:
+                self.trouble = str(meta["trouble"])
+                self._heard(self, kind, meta)
+            case _:
+                self._heard(self, kind, meta)
+
+    def _ping(self) -> None:
+        """Pings are counted, and not seconds: when the whole host was stopped for a while, nobody is to blame."""
+        self._wire.read()
+        every = min(PING_EVERY, self._mute_for / 3)
+        if self._wire.ended:
+            return
+        if self._pings * every >= self._mute_for:
+            self._gone(self, f"{NO_ANSWER} for {self._mute_for:g} s")
+            return
+        self._pings += 1
+        self._wire.send(Kind.PING)
+        self._timer = asyncio.get_running_loop().call_later(every, self._ping)
+
+    def read(self) -> None:
+        """Take up everything that it has said."""
+        self._wire.read()
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """What it is to work with from now on: formats, and what the first word of all names."""
+        self.settings = dict(settings)
+        self._wire.send(Kind.CONFIG, self.settings)
+
+    def add(self, pid: int, group: Mapping[str, Any], sock: socket.socket) -> None:
+        """A worker process was started for it, with the other end of `sock`."""
+        self._wire.send(Kind.PROCESS, {"pid": pid, "group": group}, files=(sock.detach(),))
+
+    def died(self, pid: int, how: str) -> None:
+        """One of its worker processes is dead."""
+        self._wire.send(Kind.DIED, {"pid": pid, "how": how})
+
+    def retire_process(self, pid: int) -> None:
+        """Let a worker process finish what it runs, and end."""
+        self._wire.send(Kind.RETIRE, {"pid": pid})
+
+    def drain(self, *, hard: bool = False) -> None:
+        """Take nothing new, have everything finished, and end.
+
+        hard: what runs is not waited for.
+        """
+        self.retiring = True
+        self._wire.send(Kind.DRAIN, {"hard": hard})
+
+    def log_state(self) -> None:
+        """Have it write its state to the log."""
+        self._wire.send(Kind.STATE)
+
+    def close(self) -> None:
+        """It is dead: read what it still said, and let go of the socket."""
+        self._wire.read()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wire.close("dead")

@@ -1,0 +1,243 @@
+"""The worker manager's loop: whatever happens (a signal, a death, a new configuration) only wakes it.
+
+It looks, has `taskqueue.plan.plan` decide, and acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from taskqueue import formats
+from taskqueue.clock import SYSTEM, Clock
+from taskqueue.config import Config, check_users, effective_user, load, service_user, user_exists
+from taskqueue.errors import ConfigError
+from taskqueue.plan import Start, Stop, plan, process_of, want
+from taskqueue.plugins import discover
+from taskqueue.service import Service
+from taskqueue.title import set_title
+from taskqueue.workerpool.children import GRACE, MUTE_FOR, Children
+
+__all__ = ["WorkerPool"]
+
+log = logging.getLogger(__name__)
+
+EXTEND_EVERY = 5.0  # seconds, while it stops
+
+
+class WorkerPool:
+    """One worker manager.
+
+    path, url: where the configuration is; what goes before its url.
+    set_up_log: called with each configuration before it is used.
+    service: told how it is.
+    mute_for: seconds without an answer after which a carrier is killed and replaced.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        url: str = "",
+        set_up_log: Callable[[Config], None] = lambda config: None,
+        service: Service | None = None,
+        clock: Clock = SYSTEM,
+        mute_for: float = MUTE_FOR,
+    ) -> None:
+        self._path = path
+        self._url = url
+        self._set_up_log = set_up_log
+        self._service = service or Service()
+        self._clock = clock
+        self._root = os.geteuid() == 0
+        self.config = Config()
+        self._formats: dict[str, Any] = {}
+        self._wake = asyncio.Event()
+        self._children = Children(clock, self._wake.set, mute_for=mute_for)
+        self._stopping = 0
+        self._killing_at: float | None = None
+
+    def configure(self) -> None:
+        """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
+        plugins, problems = discover()
+        installed, refused = formats.discover()
+        config = load(self._path, plugins, formats=(*formats.BUILTIN, *installed), url=self._url)
+        try:
+            self._set_up_log(config)
+        except ConfigError:
+            self._set_up_log(self.config)
+            raise
+        self._formats = {
+            "installed": installed,
+            "default": config.default_workitem_type,
+            "read_as": dict(config.workitem_type_map),
+        }
+        for warning in (*problems, *refused, *config.warnings, *check_users(config, root=self._root)):
+            log.warning("%s", warning)
+        self.config = config
+
+    async def run(self) -> None:
+        """Work until stopped by a signal.  Call `configure` first."""
+        loop = asyncio.get_running_loop()
+        for number, handler in (
+            (signal.SIGCHLD, self._wake.set),
+            (signal.SIGTERM, self.stop),
+            (signal.SIGINT, self.stop),
+            (signal.SIGHUP, self.reload),
+            (signal.SIGUSR1, self.log_state),
+        ):
+            loop.add_signal_handler(number, handler)
+        self._service.begin(self._alive)
+        try:
+            while True:
+                self._wake.clear()
+                self._children.reap(stopping=self._stopping > 0)
+                again = self._finish() if self._stopping else self._act()
+                if self._stopping and not self._children.carriers and not self._children.processes:
+                    return
+                self._show()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), again)
+                except TimeoutError:
+                    continue
+        finally:
+            self._children.kill()
+            self._service.close()
+
+    def _show(self) -> None:
+        """Tell how it is: in its title, and through the service."""
+        children = self._children
+        doing = f"{children.ready} of {len(children.processes)} worker processes ready"
+        set_title(f"workerpool, {'stopping, ' if self._stopping else ''}{doing}")
+        if self._stopping:
+            self._service.show(doing)
+            self._service.stopping()
+            return
+        wanted = want(self.config)
+        failing = [group.name for group in wanted if children.is_failing(group)]
+        missing = [f"group {name} is failing" for name in failing]
+        if children.carrier is None:
+            missing.insert(0, "there is no carrier")
+        elif children.carrier.trouble:
+            missing.insert(0, children.carrier.trouble)
+        pending = children.ready < sum(wanted.values())
+        self._service.show(doing, missing=missing, pending=pending)
+
+    def _alive(self) -> bool:
+        """Whether the work goes on: for systemd's watchdog."""
+        carrier = self._children.carrier
+        if carrier is None:
+            return True  # one is being started
+        answered, carrier.answered = carrier.answered, False
+        return answered
+
+    # Signals.
+
+    def stop(self) -> None:
+        """Drain: first call.  Kill what runs, and release it: second call."""
+        self._stopping += 1
+        hard = self._stopping > 1
+        log.info("stopping%s", ": what runs is killed, and will run again" if hard else "")
+        processes = self._children.processes.values()
+        patience = 0.0 if hard else max((p.group.stop_timeout for p in processes), default=0.0)
+        self._killing_at = self._clock.monotonic() + patience + GRACE
+        for carrier in self._children.carriers:
+            self._children.drain(carrier, hard=hard)
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Read the configuration again; an invalid one changes nothing."""
+        if self._stopping:
+            return
+        self._service.reloading()
+        try:
+            self.configure()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded: %s", problem)
+            self._service.reloaded(error.problems)
+            return
+        log.info("configuration read again")
+        children = self._children
+        children.forgive()
+        if children.carrier is not None and children.carrier.settings != self._carrier_settings():
+            log.info("the connection's settings have changed: the carrier is replaced")
+            children.retire_carrier()
+        self._service.reloaded()
+        self._wake.set()
+
+    def log_state(self) -> None:
+        """Everything that is known, to the log."""
+        children = self._children
+        if not children.carriers:
+            log.info("carrier: none")
+        for carrier in children.carriers:
+            doing = "retiring" if carrier.retiring else carrier.trouble or "connected"
+            log.info("carrier: pid %d, %s", carrier.pid, doing)
+            carrier.log_state()
+        for group, count in want(self.config).items():
+            here = [p for p in children.processes.values() if process_of(p.group) == process_of(group)]
+            log.info(
+                "group %s: %d wanted, %d there, %d ready%s", group.name, count, len(here), sum(p.up for p in here),
+                "; failing" if children.is_failing(group) else "",
+            )  # fmt: skip
+
+    # Look, plan, act.
+
+    def _act(self) -> float | None:
+        """Do what the plan says; the seconds after which to plan again."""
+        now = self._clock.monotonic()
+        children = self._children
+        if children.carrier is None:
+            at = children.carrier_deaths.restart if children.carrier_deaths is not None else now
+            if at > now:
+                return at - now
+            if not children.start_carrier(self._user, self._carrier_settings()):
+                return 5.0
+        again: float | None = None
+        for action in plan(children.view(), want=want(self.config), deaths=children.deaths, now=now):
+            match action:
+                case Stop(pid):
+                    children.stop(pid)
+                case Start(group, at) if at <= now:
+                    user = effective_user(group, self.config, root=self._root, exists=user_exists)
+                    if not children.start(group, user, now):
+                        again = min(again or 1.0, 1.0)
+                case Start(_, at):
+                    again = min(again or at - now, at - now)
+        return again
+
+    @property
+    def _user(self) -> str:
+        return service_user(self.config, root=self._root, exists=user_exists)
+
+    def _carrier_settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "broker": {
+                "url": config.url,
+                "heartbeat": config.heartbeat,
+                "queue_type": config.queue_type,
+                "results_max_length": config.results_max_length,
+                "dead_retention": config.dead_retention,
+            },
+            "log_level": logging.getLogger().level,
+            "max_result": config.max_body,
+            "formats": self._formats,
+            "user": self._user,
+        }
+
+    def _finish(self) -> float:
+        """While stopping: wait for carriers, then for what is left; the seconds after which to look again."""
+        assert self._killing_at is not None
+        left = self._killing_at - self._clock.monotonic()
+        if left <= 0:
+            log.error("what did not end is killed")
+            self._children.kill()
+            return 1.0
+        return min(left, EXTEND_EVERY)
