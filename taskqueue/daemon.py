@@ -11,7 +11,7 @@ from pathlib import Path
 from taskqueue.errors import TaskQueueError
 from taskqueue.process.spawn import Account
 
-__all__ = ["PidFileError", "become", "pid_file", "write_pid"]
+__all__ = ["PidFileError", "become", "holder", "pid_file", "write_pid"]
 
 
 class PidFileError(TaskQueueError):
@@ -60,6 +60,22 @@ def write_pid(descriptor: int | None) -> None:
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def holder(path: Path) -> int:
+    """The process that holds the pid file `path`; 0: nobody does.  Raises OSError where it can't be read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, 32).strip()
+        if not text.isdigit() or not Path(f"/proc/{int(text)}").exists():
+            return 0  # without a try at the lock, which would keep a daemon from starting at this moment
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(text)
+        return 0
+    finally:
+        os.close(descriptor)
 
 
 def become(user: Account) -> None:

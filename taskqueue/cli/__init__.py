@@ -1,6 +1,6 @@
 """The command `taskqueue`, and the daemons' own executables.
 
-Exit status: 0 done, 1 it failed, 2 usage, 6 configuration.
+Exit status: 0 done, 1 it failed, 2 usage, 6 configuration.  `status` and `reload` have those of the LSB, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from taskqueue.cli import check_config, config, daemons, dead, demo, send
+from taskqueue.cli import check_config, config, daemons, dead, demo, send, services
 from taskqueue.errors import ConfigError, TaskQueueError
 
 __all__ = ["dispatcher", "main", "workerpool"]
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
     parser.add_argument("--version", action="version", version=f"taskqueue {metadata.version('taskqueue')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (send, dead, check_config, config, daemons, demo):
+    for module in (send, dead, check_config, config, daemons, services, demo):
         for command in _parsers(module.add_parser(commands)):
-            if module is not demo:  # which has a place of its own
+            if module not in (demo, services):  # which have no place, or their own
                 _add_place(command)
             _add_common(command)
     return _run(parser.parse_args(argv))
