@@ -46,7 +46,7 @@ def set_up(config: Config, *, name: str, foreground: bool, verbosity: int = 0) -
 
 def _as_configured(config: Config) -> None:
     parser = configparser.RawConfigParser()
-    parser.read(config.path, encoding="utf-8")
+    parser.read([config.path, *config.more], encoding="utf-8")
     try:
         logging.config.fileConfig(parser, disable_existing_loggers=False)
     except Exception as error:  # whatever a handler's class raises

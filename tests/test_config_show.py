@@ -260,7 +260,7 @@ def test_a_plugin_that_is_named_like_a_reserved_section_gets_no_section() -> Non
     plugins = {"web": "x:y"}
     config = parse("[DEFAULT]\nretries = 3\n", Path("config.ini"), plugins)
 
-    lines = "\n".join(text(config, settings(config, {})))
+    lines = "\n".join(text(settings(config, {})))
 
     assert "[web]" not in lines
 
@@ -291,4 +291,4 @@ def test_whatever_a_file_says_the_output_means_the_same(content: str, effective:
             name: tuple(one for one in every[name] if one.origin == "file" and not one.inherited) for name in sections
         }
 
-    assert meaning("\n".join(text(config, every)), path) == meaning(content, path)
+    assert meaning("\n".join(text(every)), path) == meaning(content, path)

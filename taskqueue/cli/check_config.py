@@ -81,6 +81,7 @@ def _options(config: Config, root: bool) -> dict[str, object]:
     """The options that hold for all groups, as they take effect."""
     return {
         "path": str(config.path),
+        "conf.d": [str(path) for path in config.more],
         "url": mask_url(config.url),
         "user": service_user(config, root=root, exists=user_exists),
         "log_level": None if config.logging else config.log_level,
@@ -116,6 +117,8 @@ def _text(config: Config, options: Mapping[str, object], groups: Sequence[Mappin
             shown = "as [loggers] says"
         elif isinstance(value, float):
             shown = f"{value:.15g} s"
+        elif isinstance(value, list):
+            shown = ", ".join(value)
         elif isinstance(value, dict):
             shown = ", ".join(f"{given} = {meant}" for given, meant in value.items())
         elif name == "user":

@@ -55,8 +55,8 @@ def show(args: argparse.Namespace, plugins: Mapping[str, str] | None = None) -> 
     if args.json:
         for section, options in shown.items():
             for each in options:
-                source = {"file": str(config.path)} if each.line else {}
-                print(json.dumps({"kind": "setting", "section": section, **asdict(each), **source}))
+                shown_option = {name: value for name, value in asdict(each).items() if name != "file" or value}
+                print(json.dumps({"kind": "setting", "section": section, **shown_option}))
     else:
-        print("\n".join(text(config, shown)))
+        print("\n".join(text(shown)))
     return 0

@@ -33,7 +33,7 @@ def read_options(
             continue
         if name in values:
             message = f"[{section.name}] {entry.name}: expected either {name} or {table[name].alias}, not both"
-            report.problem(entry.line, message)
+            report.problem(entry.place, message)
         try:
             values[name] = table[name].parse(entry.value.strip())  # a list may begin in the line below
         except ValueError as error:
@@ -79,7 +79,7 @@ def resolve(sections: Mapping[str, Section], plugins: Mapping[str, str], report:
 
 def _named_well(section: Section, report: Report) -> bool:
     if not is_type(section.name):
-        report.problem(section.line, f"[{section.name}]: no worker type can have this name: {VALID_NAME}")
+        report.problem(section.place, f"[{section.name}]: no worker type can have this name: {VALID_NAME}")
         return False
     return True
 
@@ -91,8 +91,8 @@ def _read(section: Section, report: Report) -> _Read:
         settings[name] = section.entries[name].value
         meant = nearest(name, WORKERS)
         if meant:
-            line = section.entries[name].line
-            report.warning(line, f"[{section.name}] {name}: did you mean {meant}? It is passed on to the plugin")
+            place = section.entries[name].place
+            report.warning(place, f"[{section.name}] {name}: did you mean {meant}? It is passed on to the plugin")
 
     return _Read(section, read_options(section, WORKERS, report, setting), settings)
 
@@ -149,10 +149,10 @@ def _runnable(
     types = []
     for type in sorted(plugins):
         if not is_type(type):
-            report.warning(0, f"the plugin {type!r} is not run, as no worker type can have this name: {VALID_NAME}")
+            report.warning(None, f"the plugin {type!r} is not run, as no worker type can have this name: {VALID_NAME}")
         elif type in owner:
             report.warning(
-                read[type].section.line,
+                read[type].section.place,
                 f"[{type}] is a group of [{owner[type]}], and a plugin {type} is installed as well, which is not run: "
                 f"expected another name for the group",
             )
@@ -160,7 +160,8 @@ def _runnable(
             types.append(type)
             if is_reserved(type):
                 report.warning(
-                    0, f"the plugin {type} runs with the options of [DEFAULT] alone, as [{type}] is a reserved section"
+                    None,
+                    f"the plugin {type} runs with the options of [DEFAULT] alone, as [{type}] is a reserved section",
                 )
     return types
 
@@ -173,7 +174,7 @@ def _not_installed(section: Section, plugins: Mapping[str, str], report: Report)
         hint = f" (for a group of {parent}, name {section.name.removeprefix(f'{parent}_')} in workers of [{parent}])"
     elif meant := nearest_section(section.name, plugins):
         hint = f"; did you mean [{meant}]?"
-    report.warning(section.line, f"[{section.name}]: no plugin for this worker type is installed here{hint}")
+    report.warning(section.place, f"[{section.name}]: no plugin for this worker type is installed here{hint}")
 
 
 def _group(name: str, type: str, entry_point: str, layers: tuple[_Read, ...], report: Report) -> Group:

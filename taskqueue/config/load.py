@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from taskqueue.config import parsers
 from taskqueue.config.groups import read_options, resolve
-from taskqueue.config.ini import Report, Section, read
+from taskqueue.config.ini import Report, Section, merge, read
 from taskqueue.config.loggers import check_logging
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, Option, defaults, nearest
 from taskqueue.config.passwords import read_password
@@ -31,6 +31,9 @@ def load(
 ) -> Config:
     """Read the configuration at `path` (None: at its usual place, or the embedded broker where no file is there).
 
+    The files conf.d/*.ini beside it are read after it, in the order of their names: of an option that is in several,
+    the last one counts.
+
     plugins: worker type -> entry point, of what is installed here.
     formats: the content types that a format is installed here for; None: this program needs none.
     url: goes before what the file says.
@@ -39,7 +42,7 @@ def load(
     """
     file = find(path)
     named = url or ("" if file.there else _embedded_url())
-    return parse(file.text, file.path, plugins, formats=formats, url=named, public=file.public)
+    return _meaning(file, plugins, formats=formats, url=named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +51,60 @@ class File:
 
     public: whether every user of this host may read it.
     there: False where none was named and none is at its usual place.
+    more: those of its conf.d, in the order in which they are read.
     """
 
     path: Path
     text: str = field(default="", repr=False)
     public: bool = False
     there: bool = True
+    more: tuple[File, ...] = ()
 
-    def sections(self) -> dict[str, Section]:
-        """What is in it, whether it means anything or not."""
-        return read(self.text, Report(self.path))
+    def sections(self, report: Report | None = None) -> dict[str, Section]:
+        """What is in all of them, whether it means anything or not; what is wrong goes to `report`."""
+        report = report or Report(self.path)
+        found = [read(file.text, report, number=n, path=file.path) for n, file in enumerate((self, *self.more))]
+        aliases = {option.alias: name for name, option in AMQP.items() if option.alias}
+        return merge(found, {"amqp": aliases})
 
 
 def find(path: Path | None) -> File:
-    """Read the file at `path` (None: at its usual place, where it may be missing).  Raises ConfigError."""
+    """Read the file at `path` (None: at its usual place, where it may be missing), and those of its conf.d.
+
+    Raises ConfigError.
+    """
     place = path or DEFAULT_PATH
+    more = tuple(_read(each) for each in _more(place.parent / "conf.d"))
+    if path is None and not _is_there(place):
+        return File(path=place, there=bool(more), more=more)
+    return replace(_read(place), more=more)
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        place.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:  # which `_read` will say
+        return True
+    return True
+
+
+def _more(directory: Path) -> list[Path]:
+    try:
+        return sorted(each for each in directory.iterdir() if each.suffix == ".ini" and not each.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory}: can't be read: {error.strerror}") from None
+
+
+def _read(place: Path) -> File:
     try:
         with open(place, "rb") as file:
             public = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        if path is None:
-            return File(path=place, there=False)
         raise ConfigError(
             f"{place}: there is no such file; an empty one is a complete configuration: every installed plugin, "
             f"{DEFAULT_URL}"
@@ -94,8 +129,12 @@ def parse(
 
     public: whether every user of this host may read it.  Other arguments and errors as those of `load`.
     """
-    report = Report(path)
-    sections = read(text, report)
+    return _meaning(File(path=path, text=text, public=public), plugins, formats=formats, url=url)
+
+
+def _meaning(file: File, plugins: Mapping[str, str], *, formats: Collection[str] | None, url: str) -> Config:
+    report = Report(file.path)
+    sections = file.sections(report)
     if url:
         _check_url(url, report)
     daemon = _daemon(sections.get("taskqueue", Section("taskqueue")), TASKQUEUE, report)
@@ -104,20 +143,25 @@ def parse(
         _check_formats(sections, daemon, formats, report)
     for name in NOT_YET:
         if name in sections:
-            report.warning(sections[name].line, f"[{name}] is reserved for a later release and not used yet")
+            report.warning(sections[name].place, f"[{name}] is reserved for a later release and not used yet")
     groups = resolve(sections, plugins, report)
     logging = check_logging(sections, report)
-    if public:
-        _warn_public(sections, report)
+    _warn_public(sections, {each.path for each in (file, *file.more) if each.public}, report)
     named = daemon.pop("url", "")
     if named and amqp.keys() - {"heartbeat"}:
-        report.warning(sections["amqp"].line, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
-    _take_password(amqp, sections, path, report, needed=not (url or named))
+        report.warning(sections["amqp"].place, "[amqp]: only heartbeat is used, as url of [taskqueue] names the broker")
+    _take_password(amqp, sections, report, needed=not (url or named))
     heartbeat = amqp.pop("heartbeat", defaults(AMQP)["heartbeat"])
     config = {**daemon, "heartbeat": heartbeat, "groups": groups, "logging": logging}
     if report.problems:
         raise ConfigError(*report.problems)
-    return Config(path=path, url=url or named or _amqp_url(amqp), warnings=report.warnings, **config)
+    return Config(
+        path=file.path,
+        more=tuple(each.path for each in file.more),
+        url=url or named or _amqp_url(amqp),
+        warnings=report.warnings,
+        **config,
+    )
 
 
 def _check_formats(
@@ -166,7 +210,7 @@ def _check_url(url: str, report: Report) -> None:
     try:
         parsers.url(url)
     except ValueError as error:
-        report.problem(0, f"not used with the URL {mask_url(url)!r}: {error}")
+        report.problem(None, f"not used with the URL {mask_url(url)!r}: {error}")
 
 
 def _daemon(section: Section, table: Mapping[str, Option], report: Report) -> dict[str, Any]:
@@ -178,7 +222,7 @@ def _daemon(section: Section, table: Mapping[str, Option], report: Report) -> di
         if not meant and name in WORKERS:
             hint = "it belongs to the section of a worker type, or to [DEFAULT]"
         shown = name.split()[0]  # the rest may be a password that lacks its equals sign
-        report.problem(section.entries[name].line, f"[{section.name}] {shown}: there is no such option; {hint}")
+        report.problem(section.entries[name].place, f"[{section.name}] {shown}: there is no such option; {hint}")
 
     return read_options(section, table, report, unknown)
 
@@ -196,38 +240,37 @@ def _amqp_url(given: Mapping[str, Any]) -> str:
     return f"{scheme}://{user}:{password}@{host}:{options['port'] or port}/{vhost}"
 
 
-def _take_password(
-    amqp: dict[str, Any], sections: Mapping[str, Section], path: Path, report: Report, *, needed: bool
-) -> None:
+def _take_password(amqp: dict[str, Any], sections: Mapping[str, Section], report: Report, *, needed: bool) -> None:
     """Put the password that lies in the password_file into `amqp`, where the broker is reached with it."""
     name = amqp.pop("password_file", "")
     if not name:
         return
-    line = sections["amqp"].entries["password_file"].line
+    place = sections["amqp"].entries["password_file"].place
     if "password" in amqp:
-        report.problem(line, "[amqp] password_file: expected either password or password_file, not both")
+        report.problem(place, "[amqp] password_file: expected either password or password_file, not both")
     elif needed:
-        file = path.parent / name
+        file = place.path.parent / name
         try:
             amqp["password"], public = read_password(file)
         except ValueError as error:
             wrong = f"[amqp] password_file: {file} {error}: expected a file with the password in one line"
-            report.problem(line, wrong)
+            report.problem(place, wrong)
             return
         if public:
             wrong = f"every user of this host may read {file}: expected mode 0640 or less"
-            report.warning(line, f"[amqp] password_file: {wrong}")
+            report.warning(place, f"[amqp] password_file: {wrong}")
 
 
-def _warn_public(sections: Mapping[str, Section], report: Report) -> None:
+def _warn_public(sections: Mapping[str, Section], public: set[Path], report: Report) -> None:
+    """Say once of each file that has a secret and that everybody may read."""
     for section in sections.values():
         for entry in section.entries.values():
-            if section.name == "amqp" and entry.name == "password_file":
-                continue  # a path
+            if entry.place.path not in public or (section.name == "amqp" and entry.name == "password_file"):  # a path
+                continue
             if (entry.value and is_secret(entry.name)) or mask_url(entry.value) != entry.value:
                 report.warning(
-                    entry.line,
+                    entry.place,
                     f"[{section.name}] {entry.name} is a secret, and every user of this host may read the file: "
                     f"expected mode 0640 or less",
                 )
-                return
+                public = public - {entry.place.path}

@@ -17,23 +17,23 @@ def check_logging(sections: Mapping[str, Section], report: Report) -> bool:
     if "loggers" not in sections:
         for name, section in sections.items():
             if name in _LISTS or (name.partition("_")[0] in _LISTS.values() and "_" in name):
-                report.warning(section.line, f"[{name}] is not used, as there is no section [loggers]")
+                report.warning(section.place, f"[{name}] is not used, as there is no section [loggers]")
         return False
     listed = {kind: _listed(kind, sections, report) for kind in _LISTS}
     if "root" not in listed["loggers"]:
-        report.problem(sections["loggers"].line, "[loggers] keys: expected root among them")
+        report.problem(sections["loggers"].place, "[loggers] keys: expected root among them")
     for name in listed["loggers"]:
         section = sections.get(f"logger_{name}", Section(""))
         _level(section, report)
         _known(section, "handlers", listed["handlers"], report)
         if section.line and name != "root" and "qualname" not in section.entries:
-            report.problem(section.line, f"[{section.name}]: expected the option qualname, the name of the logger")
+            report.problem(section.place, f"[{section.name}]: expected the option qualname, the name of the logger")
     for name in listed["handlers"]:
         section = sections.get(f"handler_{name}", Section(""))
         _level(section, report)
         _known(section, "formatter", listed["formatters"], report)
         if section.line and "class" not in section.entries:
-            report.problem(section.line, f"[{section.name}]: expected the option class, such as StreamHandler")
+            report.problem(section.place, f"[{section.name}]: expected the option class, such as StreamHandler")
     return True
 
 
@@ -45,7 +45,7 @@ def _listed(kind: str, sections: Mapping[str, Section], report: Report) -> list[
     section = sections.get(kind, Section(kind))
     keys = section.entries.get("keys")
     if keys is None:
-        report.problem(section.line, f"[{kind}] keys: expected a list of names; it may be empty")
+        report.problem(section.place, f"[{kind}] keys: expected a list of names; it may be empty")
     for name in _names(keys):
         if f"{_LISTS[kind]}_{name}" not in sections and keys is not None:
             report.wrong(section, keys, f"expected names with sections, and there is no [{_LISTS[kind]}_{name}]")

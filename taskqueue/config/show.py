@@ -21,14 +21,15 @@ class Setting:
 
     value: as it would be written in the file; secrets are masked.
     origin: `file`, `default`, or what names the broker instead of the file, such as `--url`.
-    line: of the file; 0: it is not from there.
-    inherited: it stands in another section of the file.
+    file, line: where it stands; empty and 0: in no file.
+    inherited: it stands in another section.
     used: False where something else goes before it.
     """
 
     option: str
     value: str
     origin: str
+    file: str = ""
     line: int = 0
     inherited: bool = False
     used: bool = True
@@ -37,10 +38,10 @@ class Setting:
 def settings(config: Config, sections: Mapping[str, Section], *, named_by: str = "") -> dict[str, tuple[Setting, ...]]:
     """All sections with all their options.
 
-    sections: of the file that `config` comes from.
+    sections: of the files that `config` comes from.
     named_by: what names the broker instead of the file; empty: nothing does.
     """
-    shown = {"taskqueue": _taskqueue(config, sections, named_by), "amqp": _amqp(config, sections, named_by)}
+    shown = {"taskqueue": _taskqueue(config, sections, named_by), "amqp": _amqp(sections, named_by)}
     shown[DEFAULT] = _worker([_section(sections, DEFAULT)])
     for group in config.groups:
         if is_reserved(group.type):  # a plugin of such a name has the options of [DEFAULT] alone
@@ -55,12 +56,12 @@ def settings(config: Config, sections: Mapping[str, Section], *, named_by: str =
     return shown
 
 
-def text(config: Config, shown: Mapping[str, Sequence[Setting]]) -> Iterator[str]:
+def text(shown: Mapping[str, Sequence[Setting]]) -> Iterator[str]:
     """The lines of a file that means the same, but for what is masked; each value with where it came from."""
     for section, options in shown.items():
         yield f"[{section}]"
         for each in options:
-            yield f"# {f'{config.path}:{each.line}' if each.line else each.origin}{'' if each.used else ', not used'}"
+            yield f"# {f'{each.file}:{each.line}' if each.line else each.origin}{'' if each.used else ', not used'}"
             lines = [line.rstrip() for line in f"{each.option} = {each.value}".split("\n")]
             yield "\n    ".join(lines) if each.used else "\n".join(f"; {line}" for line in lines)
         yield ""
@@ -72,7 +73,8 @@ def _section(sections: Mapping[str, Section], name: str) -> Section:
 
 def _from_file(entry: Entry, value: str, *, option: str = "", inherited: bool = False, used: bool = True) -> Setting:
     name = option or entry.name
-    return Setting(option=name, value=value, origin="file", line=entry.line, inherited=inherited, used=used)
+    file, line = str(entry.place.path), entry.line
+    return Setting(option=name, value=value, origin="file", file=file, line=line, inherited=inherited, used=used)
 
 
 def _taskqueue(config: Config, sections: Mapping[str, Section], named_by: str) -> tuple[Setting, ...]:
@@ -101,7 +103,7 @@ def _amqp_is_used(sections: Mapping[str, Section], named_by: str) -> bool:
     return any(name != "heartbeat" and (name != "password_file" or _named(entries[name])) for name in entries)
 
 
-def _amqp(config: Config, sections: Mapping[str, Section], named_by: str) -> tuple[Setting, ...]:
+def _amqp(sections: Mapping[str, Section], named_by: str) -> tuple[Setting, ...]:
     entries = _section(sections, "amqp").entries
     is_used = _amqp_is_used(sections, named_by)
     file = _named(entries.get("password_file"))
@@ -114,7 +116,7 @@ def _amqp(config: Config, sections: Mapping[str, Section], named_by: str) -> tup
             continue
         value = mask(entry.name, entry.value)
         if option.name == "password_file":  # a path is no secret, and means the same from everywhere like this
-            value = str((config.path.parent / entry.value.strip()).absolute()) if file else ""
+            value = str((entry.place.path.parent / entry.value.strip()).absolute()) if file else ""
         found.append(_from_file(entry, value, option=option.name, used=used))
     return tuple(found)
 

@@ -108,10 +108,12 @@ class Config:
     dead_retention, heartbeat: seconds.
     groups: of the plugins that are installed and of the sections of others, sorted by type.
     warnings: sentences about what is odd but harms nothing else.
-    logging: the file has sections for `logging.config`.
+    logging: it has sections for `logging.config`.
+    path, more: the file, and those of its conf.d, in their order.
     """
 
     path: Path = DEFAULT_PATH
+    more: tuple[Path, ...] = ()
     url: str = field(default=DEFAULT_URL, repr=False)
     user: str = _DAEMON["user"]
     worker_user: str = _DAEMON["worker_user"]
