@@ -19,8 +19,10 @@ class PidFileError(TaskQueueError):
 
 
 @contextlib.contextmanager
-def pid_file(path: Path | None) -> Iterator[int | None]:
+def pid_file(path: Path | None, *, held: int | None = None) -> Iterator[int | None]:
     """Hold the pid file `path`; yields its descriptor.  `write_pid` writes to it, once in the background.
+
+    held: the descriptor, where this process has held it since it was another program.
 
     It is held by a lock, which ends with its holder: a stale file stops nobody.  Raises PidFileError.
     """
@@ -29,7 +31,8 @@ def pid_file(path: Path | None) -> Iterator[int | None]:
         return
     path = path.absolute()  # the background has another current directory
     try:
-        descriptor = _lock(path)
+        descriptor = _lock(path) if held is None else held
+        os.set_inheritable(descriptor, False)
     except OSError as error:
         raise PidFileError(f"pid file {path}: {error.strerror}") from None
     try:

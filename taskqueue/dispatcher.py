@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from taskqueue import formats
 from taskqueue.broker import Broker, Consumer, Delivery, Options, connect
 from taskqueue.config import Config, load
-from taskqueue.errors import ConfigError, FormatError
+from taskqueue.discovery import Installed
+from taskqueue.errors import ConfigError, FormatError, TaskQueueError
 from taskqueue.formats.chartext import line
+from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
 from taskqueue.loop import Loop
 from taskqueue.outcome import Dead, Forward, Outcome
 from taskqueue.service import Service
 from taskqueue.title import set_title
+from taskqueue.watch import Watch, find_installed
 from taskqueue.workitem import DROPPED, INCOMING, Workitem, is_type, worker_queue
 
 __all__ = ["Dispatcher", "broker_options"]
@@ -49,6 +52,8 @@ class Dispatcher:
     path, url: where the configuration is; what goes before its url.
     set_up_log: called with each configuration before it is used.
     service: told how it is.
+    arguments: of the command `taskqueue` that it goes on as when it is upgraded.
+    pid_file: the descriptor of the pid file that it holds.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class Dispatcher:
         url: str = "",
         set_up_log: Callable[[Config], None] = lambda config: None,
         service: Service | None = None,
+        arguments: Sequence[str] = ("dispatcher", "-f"),
+        pid_file: int | None = None,
     ) -> None:
         self._path = path
         self._url = url
@@ -70,22 +77,25 @@ class Dispatcher:
         self._trouble = "not connected to the broker yet"
         self._wake = asyncio.Event()
         self._stopping = False
-        self._reloading = False
+        self._arguments = arguments
+        self._pid_file = pid_file
+        self._installed = Installed()
+        self._asked: set[str] = set()  # `reload`, `upgrade`, `formats`
 
-    def configure(self) -> None:
+    def configure(self, installed: Installed) -> None:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
-        installed, refused = formats.discover()
-        config = load(self._path, {}, formats=(*formats.BUILTIN, *installed), url=self._url)
+        config = load(self._path, {}, formats=(*formats.BUILTIN, *installed.formats), url=self._url)
         try:
             self._set_up_log(config)
         except ConfigError:
             self._set_up_log(self.config)
             raise
-        for warning in refused:
+        for warning in installed.problems:
             log.warning("%s", warning)
         self.config = config
+        self._installed = installed
         read_as = dict(config.workitem_type_map)
-        self._formats = formats.known(installed, default=config.default_workitem_type, read_as=read_as)
+        self._formats = formats.known(installed.formats, default=config.default_workitem_type, read_as=read_as)
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then settle what was taken.  Raises what went wrong inside."""
@@ -93,26 +103,29 @@ class Dispatcher:
         for number, handler in (
             (signal.SIGTERM, self._stop),
             (signal.SIGINT, self._stop),
-            (signal.SIGHUP, self._reload_soon),
+            (signal.SIGHUP, lambda: self._ask("reload")),
             (signal.SIGUSR1, self._log_state),
+            (signal.SIGUSR2, lambda: self._ask("upgrade")),
         ):
             loop.add_signal_handler(number, handler)
+        release_signals()
         self._load_formats()
         self._service.begin()
+        self._watch = Watch(self._installed, lambda installed: self._ask("formats"))
         showing = asyncio.create_task(self._show())
         try:
             self._intake = self._open()
             while not self._stopping:
                 self._wake.clear()
                 await self._intake.wait(self._wake)
-                if self._reloading:
-                    self._reloading = False
-                    await self._reload()
+                if self._asked and not self._stopping:
+                    await self._answer()
             log.info("stopping")
             self._service.stopping()
             await self._intake.drain()
         finally:
             showing.cancel()
+            await self._watch.close()
             self._service.close()
 
     def _load_formats(self) -> None:
@@ -152,36 +165,83 @@ class Dispatcher:
         self._stopping = True
         self._wake.set()
 
-    def _reload_soon(self) -> None:
-        self._reloading = True
+    def _ask(self, what: str) -> None:
+        self._asked.add(what)
         self._wake.set()
 
     def _log_state(self) -> None:
         if self._intake is not None:
             self._intake.log_state()
 
-    async def _reload(self) -> None:
-        """Read the configuration again; an invalid one changes nothing.
+    async def _answer(self) -> None:
+        """Do what was asked for, once for all."""
+        asked = set(self._asked)
+        self._asked.clear()
+        try:
+            installed = await find_installed()
+        except TaskQueueError as error:
+            log.error("not reloaded: %s", error)
+            self._service.reloaded([str(error)], asked=asked != {"formats"})
+            return
+        self._watch.knows(installed)
+        anew = (installed.formats, installed.format_marks) != (self._installed.formats, self._installed.format_marks)
+        if asked == {"formats"} and not anew:
+            self._installed = installed
+            return
+        self._service.reloading()
+        # Code that was imported once stays as it was: only another program sees another version of a format.
+        problems = await (self._upgrade() if anew or "upgrade" in asked else self._reload(installed))
+        if not self._asked & {"reload", "upgrade"}:
+            self._service.reloaded(problems, asked=asked != {"formats"})
+
+    async def _reload(self, installed: Installed) -> Sequence[str]:
+        """Read the configuration again; what is wrong with it, and then nothing has changed.
 
         With another broker, what was taken is settled with the old one before anything is taken from the new one.
         """
-        self._service.reloading()
         before = broker_options(self.config)
         try:
-            self.configure()
+            self.configure(installed)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("not reloaded: %s", problem)
-            self._service.reloaded(error.problems)
-            return
+            return error.problems
         self._load_formats()
         log.info("configuration read again")
         if broker_options(self.config) != before and self._intake is not None:
             log.info("the connection's settings have changed: connecting anew")
-            await self._intake.drain()
-            self._passed_on += self._intake.settled
+            await self._leave(self._intake)
             self._intake = self._open()
-        self._service.reloaded()
+        return []
+
+    async def _leave(self, intake: _Intake) -> None:
+        await intake.drain()
+        self._passed_on += intake.settled
+
+    async def _upgrade(self) -> Sequence[str]:
+        """Settle what was taken, and become the version that is installed now, with its formats.
+
+        Returns only where that can't be done, with the reason; then all goes on as it was.
+        """
+        left = {"pid_file": self._pid_file, "reloads": self._service.reloads}
+        problem = await check(self._arguments, left)
+        if not problem and not self._stopping and self._intake is not None:
+            log.info("going on with the versions that are installed now")
+            await self._leave(self._intake)
+            await self._watch.close()
+            hold_signals()
+            await last_signals()
+            if not self._stopping:
+                try:
+                    become_anew(self._arguments, left, list(filter(None, [self._pid_file])))
+                except OSError as error:
+                    problem = f"{error.filename}: {error.strerror}"
+            release_signals()
+            self._watch = Watch(self._installed, lambda installed: self._ask("formats"))
+            self._intake = self._open()
+        if problem:
+            log.error("not upgraded: %s", problem)
+        return [f"not upgraded: {line}" for line in problem.splitlines()]
 
     # What the intake asks.
 

@@ -89,9 +89,12 @@ class Service:
         now = int(self._clock.monotonic() * 1_000_000)
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={now}")
 
-    def reloaded(self, problems: Sequence[str] = ()) -> None:
-        """It has been taken, or was refused for its problems."""
-        self._reloads += 1
+    def reloaded(self, problems: Sequence[str] = (), *, asked: bool = True) -> None:
+        """It has been taken, or was refused for its problems.
+
+        asked: somebody waits for it, and counts.
+        """
+        self._reloads += asked
         self._problems = tuple(problems)
         self._tell()
         self._notify("READY=1")

@@ -46,7 +46,7 @@ class Installation:
             self.site_packages = Path(site_packages.strip())
             self._copy_dependencies("taskqueue")
             projects = [TOP, *(plugin_projects() if plugins is None else plugins)]
-            self._install(_build_wheels(projects, directory / "build"))
+            self.install(*build_wheels(projects, directory / "build"))
         finally:
             os.umask(umask)
 
@@ -70,9 +70,14 @@ class Installation:
         # Now, because those who import it later may not write here, and would compile it at every start.
         _run(self.python, "-m", "compileall", "-q", self.site_packages)
 
-    def _install(self, wheels: Sequence[Path]) -> None:
+    def install(self, *wheels: Path) -> None:
+        """Install or upgrade packages with pip."""
+        self.pip("install", "--no-index", "--no-deps", "--force-reinstall", *wheels)
+
+    def pip(self, *arguments: object) -> None:
+        """Run pip on this environment."""
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", self.python]
-        _run(*pip, "install", "--no-index", "--no-deps", *wheels)
+        _run(*pip, *arguments)
 
 
 def usable_python() -> Path:
@@ -95,7 +100,7 @@ def run_time_dependencies(project: str) -> Iterator[metadata.Distribution]:
                 yield metadata.distribution(requirement.name)
 
 
-def _build_wheels(projects: Sequence[Path], directory: Path) -> list[Path]:
+def build_wheels(projects: Sequence[Path], directory: Path) -> list[Path]:
     """Build all wheels at once, from copies: a build writes into its source tree, and trees are shared."""
     ignore = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests", "docs")
     wheels = directory / "wheels"

@@ -17,9 +17,9 @@ LAYERS = (
     ("workitem", "outcome", "dead", "config", "plan", "retry", "clock", "status"),
     ("broker", "store"),
     ("brokers.*",),
-    ("worker", "plugins", "formats", "title"),
+    ("worker", "plugins", "formats", "discovery", "title"),
     ("client", "process"),
-    ("loop", "dispatcher", "workerpool", "carrier", "daemon", "background", "service", "log"),
+    ("loop", "dispatcher", "workerpool", "carrier", "daemon", "background", "service", "watch", "handover", "log"),
     ("cli", "web", "testing", "__main__"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -105,7 +105,7 @@ def test_one_that_dies_without_a_word_is_said_to_have_died(system: SQLiteSystem)
     code.write_text(
         "import os, sys\n"
         "from taskqueue.workerpool import WorkerPool\n"
-        "WorkerPool.configure = lambda self: os.kill(os.getpid(), 9)\n"
+        "WorkerPool.configure = lambda self, installed: os.kill(os.getpid(), 9)\n"
         "from taskqueue.cli import workerpool\n"
         "sys.exit(workerpool())\n"
     )

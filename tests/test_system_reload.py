@@ -85,9 +85,7 @@ import asyncio, logging, pathlib, sys
 from taskqueue.workerpool import WorkerPool
 logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s")
 async def main():
-    pool = WorkerPool(pathlib.Path(sys.argv[1]), mute_for=1.0)
-    pool.configure()
-    await pool.run()
+    await WorkerPool(pathlib.Path(sys.argv[1]), mute_for=1.0).run()
 asyncio.run(main())
 """
 

@@ -50,6 +50,7 @@ class Carrier:
         self._options: dict[str, Any] = {}
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._draining: asyncio.Task[None] | None = None
+        self._timed: set[int] = set()  # the pids of those that may not take for ever to retire
         self._unsaid = 0
         self._manager = Wire(sock, self._told, self._orphaned, takes_files=True)
 
@@ -86,13 +87,14 @@ class Carrier:
                 self._add(meta["pid"], meta["group"], socket.socket(fileno=self._manager.take_file()))
             case Kind.DIED:
                 process = self._processes.pop(meta["pid"], None)
+                self._timed.discard(meta["pid"])
                 if process is not None:
                     self._lanes[process.group.type].died(process, meta["how"])
             case Kind.RETIRE:
                 if meta["pid"] in self._processes:
                     self._retire(self._processes[meta["pid"]])
             case Kind.DRAIN:
-                self._drain(hard=meta["hard"])
+                self._drain(hard=meta["hard"], patient=meta["patient"])
             case Kind.STATE:
                 for lane in self._lanes.values():
                     log.info("%s", lane.state())
@@ -132,14 +134,18 @@ class Carrier:
             self._lanes[group.type] = Lane(group.type, self._broker, self._clock, self._recycle)
         self._lanes[group.type].add(process)
 
-    def _retire(self, process: WorkerProcess) -> None:
-        """Let it finish within its group's stop timeout; then what it runs is released, and runs again elsewhere."""
-        if process.retiring:
-            return
-        timeout = process.group.stop_timeout
-        why = f"did not finish within stop_timeout of {timeout:g} s"
-        asyncio.get_running_loop().call_later(timeout, self._out_of_patience, process, why)
-        self._lanes[process.group.type].retire(process)
+    def _retire(self, process: WorkerProcess, *, patient: bool = False) -> None:
+        """Let it finish within its group's stop timeout; then what it runs is released, and runs again elsewhere.
+
+        patient: let it finish, however long that takes.
+        """
+        if not patient and process.pid not in self._timed:
+            self._timed.add(process.pid)
+            timeout = process.group.stop_timeout
+            why = f"did not finish within stop_timeout of {timeout:g} s"
+            asyncio.get_running_loop().call_later(timeout, self._out_of_patience, process, why)
+        if not process.retiring:
+            self._lanes[process.group.type].retire(process)
 
     def _out_of_patience(self, process: WorkerProcess, why: str) -> None:
         if self._processes.get(process.pid) is process:
@@ -159,9 +165,9 @@ class Carrier:
         log.info("worker process %d of %s is recycled: %s", process.pid, process.group.name, why)
         self._manager.send(Kind.RECYCLE, {"pid": process.pid})
 
-    def _drain(self, *, hard: bool) -> None:
+    def _drain(self, *, hard: bool, patient: bool = False) -> None:
         for process in list(self._processes.values()):
-            self._retire(process)
+            self._retire(process, patient=patient)
             if hard:
                 self._out_of_patience(process, "is not waited for")
         if self._draining is None:

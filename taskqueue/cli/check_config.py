@@ -99,7 +99,7 @@ def _options(config: Config, root: bool) -> dict[str, object]:
 def _row(group: Group, config: Config, root: bool) -> dict[str, Any]:
     """A group as it may be shown."""
     return {
-        **asdict(group),
+        **{name: value for name, value in asdict(group).items() if name != "installation"},
         "group": group.name,
         "processes": group.workers if group.entry_point else 0,
         "installed": bool(group.entry_point),

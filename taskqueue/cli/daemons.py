@@ -7,18 +7,20 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskqueue import daemon, formats, log
+from taskqueue import daemon, formats, handover, log
 from taskqueue.background import background
 from taskqueue.config import Config, load, service_user, user_exists
 from taskqueue.errors import ConfigError
 from taskqueue.process.spawn import Account, account
 from taskqueue.service import Service
 from taskqueue.status import status_file
+from taskqueue.watch import find_installed
 
 __all__ = ["add_parser"]
 
@@ -36,24 +38,51 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser = subparsers.add_parser(name, help=help, description=f"The daemon: {help}.")
         parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground; log to stderr")
         parser.add_argument("-p", "--pid-file", metavar="FILE", type=Path, help="hold this file while running")
+        parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # by the version before this one
         parser.set_defaults(run=run)
         parsers.append(parser)
     return parsers
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What a daemon starts with.
+
+    arguments: of the command that it goes on as when it is upgraded.
+    pid_file: the descriptor of the pid file.
+    left: what the program left that this process was before; None: there was none.
+    """
+
+    set_up_log: SetUpLog
+    service: Service
+    arguments: Sequence[str]
+    pid_file: int | None
+    left: Mapping[str, Any] | None
+
+
 def _run(
-    args: argparse.Namespace, name: str, config: Config, work: Callable[[SetUpLog, Service], Coroutine[Any, Any, None]]
+    args: argparse.Namespace, command: str, config: Config, work: Callable[[_Start], Coroutine[Any, Any, None]]
 ) -> int:
+    name = f"taskqueue-{command}"
     set_up_log = partial(log.set_up, name=name, foreground=args.foreground, verbosity=args.verbose - args.quiet)
     pid_file = args.pid_file.absolute() if args.pid_file else None  # the background has another current directory
+    arguments = _arguments(args, command, pid_file)
+    left = handover.left_by_predecessor()
+    if args.check:
+        return 0
     with (
-        daemon.pid_file(pid_file) as descriptor,
-        background(name, descriptor, foreground=args.foreground) as started,
+        daemon.pid_file(pid_file, held=left["pid_file"] if left else None) as descriptor,
+        background(name, descriptor, foreground=args.foreground or left is not None) as started,
     ):
+        handover.hold_signals()  # one that comes before there is a handler is not lost, and ends nothing
         set_up_log(config)
-        service = Service(status_file(pid_file) if pid_file else None, started=started)
+        reloads = left["reloads"] + 1 if left else 0
+        service = Service(status_file(pid_file) if pid_file else None, started=started, reloads=reloads)
+        start = _Start(
+            set_up_log=set_up_log, service=service, arguments=arguments, pid_file=descriptor, left=left,
+        )  # fmt: skip
         try:
-            asyncio.run(work(set_up_log, service))
+            asyncio.run(work(start))
         except ConfigError:
             raise
         except Exception as error:
@@ -65,6 +94,16 @@ def _run(
     return 0
 
 
+def _arguments(args: argparse.Namespace, command: str, pid_file: Path | None) -> list[str]:
+    """The command line that means the same from any directory."""
+    if args.url:
+        os.environ["TASKQUEUE_URL"] = args.url  # its password is not for everybody who can see command lines
+    words = [command, *(["-c", str(_path(args))] if args.config else [])]
+    words += ["-p", str(pid_file)] if pid_file else []
+    words += ["-f"] if args.foreground else []
+    return [*words, *["-v"] * args.verbose, *["-q"] * args.quiet]
+
+
 def _dispatcher(args: argparse.Namespace) -> int:
     from taskqueue.dispatcher import Dispatcher  # the manager does not need a broker's client
 
@@ -73,14 +112,17 @@ def _dispatcher(args: argparse.Namespace) -> int:
     config = _load(path, args.url)
     user = _service_account(config)
 
-    async def work(set_up_log: SetUpLog, service: Service) -> None:
-        dispatcher = Dispatcher(path, url=args.url, set_up_log=set_up_log, service=service)
-        dispatcher.configure()
+    async def work(start: _Start) -> None:
+        dispatcher = Dispatcher(
+            path, url=args.url, set_up_log=start.set_up_log, service=start.service, arguments=start.arguments,
+            pid_file=start.pid_file,
+        )  # fmt: skip
+        dispatcher.configure(await find_installed())
         if user is not None and user.uid != os.geteuid():
             daemon.become(user)  # it needs no rights at all
         await dispatcher.run()
 
-    return _run(args, "taskqueue-dispatcher", config, work)
+    return _run(args, "dispatcher", config, work)
 
 
 def _workerpool(args: argparse.Namespace) -> int:
@@ -89,12 +131,13 @@ def _workerpool(args: argparse.Namespace) -> int:
     path = _path(args)
     config = _load(path, args.url)
 
-    async def work(set_up_log: SetUpLog, service: Service) -> None:
-        pool = WorkerPool(path, url=args.url, set_up_log=set_up_log, service=service)
-        pool.configure()
-        await pool.run()
+    async def work(start: _Start) -> None:
+        await WorkerPool(
+            path, url=args.url, set_up_log=start.set_up_log, service=start.service, arguments=start.arguments,
+            pid_file=start.pid_file, left=start.left,
+        ).run()  # fmt: skip
 
-    return _run(args, "taskqueue-workerpool", config, work)
+    return _run(args, "workerpool", config, work)
 
 
 def _path(args: argparse.Namespace) -> Path | None:

@@ -44,6 +44,7 @@ class Group:
     time_limit, soft_time_limit: seconds; 0: none.
     memory_limit, max_memory: bytes; 0: none.
     max_tasks: workitems; 0: any number.
+    installation: which one of plugin and formats this is (`Installed.installation`); empty: not told.
     environment, settings: name and value, each name once.  `settings` are the options that are the plugin's own,
     sorted by name.  Both may hold secrets: show them through `mask_pairs` only.
     """
@@ -68,6 +69,7 @@ class Group:
     results_routing_key: str = _GROUP["results_routing_key"]
     dead_letters: bool = _GROUP["dead_letters"]
     max_crashes: int = _GROUP["max_crashes"]
+    installation: str = ""
     environment: tuple[tuple[str, str], ...] = field(default=_GROUP["environment"], repr=False)
     settings: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from taskqueue.formats.builtin import BUILTIN
 from taskqueue.formats.contract import Extracted, Format, Formats
-from taskqueue.formats.installed import Installed, discover, known
+from taskqueue.formats.installed import GROUP, Installed, discover, known, refusal
 from taskqueue.formats.jsontext import MAX_DEPTH
 from taskqueue.formats.messages import MAX_REFERENCE, ONLY_BUILTIN, failed_result, parse, payload, value
 
 __all__ = [
     "BUILTIN",
+    "GROUP",
     "MAX_DEPTH",
     "MAX_REFERENCE",
     "ONLY_BUILTIN",
@@ -32,5 +33,6 @@ __all__ = [
     "known",
     "parse",
     "payload",
+    "refusal",
     "value",
 ]

@@ -15,7 +15,7 @@ from taskqueue.formats.contract import Extracted, Format, Formats
 from taskqueue.plugins import entry_points, load
 from taskqueue.workitem import Workitem
 
-__all__ = ["GROUP", "Installed", "discover", "known"]
+__all__ = ["GROUP", "Installed", "discover", "known", "refusal"]
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,11 @@ def discover() -> tuple[dict[str, str], tuple[str, ...]]:
 
     Nothing is imported.
     """
-    return entry_points(GROUP, "content type", _refusal)
+    return entry_points(GROUP, "content type", refusal)
 
 
-def _refusal(name: str) -> str:
+def refusal(name: str) -> str:
+    """Why no format of a third party can have this name; empty: one can."""
     if _CONTENT_TYPE.fullmatch(name) is None:
         return "the name is no content type in lower case, such as application/x-own"
     return "this format is built in" if name in BUILTIN else ""

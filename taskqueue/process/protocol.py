@@ -78,6 +78,11 @@ class Frames:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    @property
+    def rest(self) -> bytes:
+        """What came of a frame that is not complete yet."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[tuple[Kind, Any, bytes]]:
         """The frames that `data` completes.  Raises ValueError for what is no frame."""
         buffer = self._buffer

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from taskqueue.clock import SYSTEM
 from taskqueue.process.protocol import Frames, Kind, pack
 
 __all__ = ["Wire"]
@@ -27,12 +29,15 @@ class Wire:
         on_end: Callable[[str], None],
         *,
         takes_files: bool = False,
+        rest: bytes = b"",
     ) -> None:
+        """`rest`: of a frame, which was read from `sock` before."""
         self._socket = sock
         self._takes_files = takes_files  # from a worker process nothing is taken but bytes
         self._on_frame = on_frame
         self._on_end = on_end
         self._frames = Frames()
+        list(self._frames.feed(rest))
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._received: deque[int] = deque()
         self._loop = asyncio.get_running_loop()
@@ -81,6 +86,26 @@ class Wire:
     def _broken(self, reason: str) -> None:
         self.read()
         self.close(reason)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the other end has taken everything; False where it did not within `timeout` seconds."""
+        deadline = SYSTEM.monotonic() + timeout
+        while self._outbox and not self.ended:
+            left = deadline - SYSTEM.monotonic()
+            if left <= 0:
+                return False
+            select.select([], [self._socket], [], left)
+            self._write()
+        return True
+
+    @property
+    def rest(self) -> bytes:
+        """What was read of a frame that has not come to its end."""
+        return self._frames.rest
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
 
     def take_file(self) -> int:
         """The next open file that came with a frame; it is now the caller's."""

@@ -4,6 +4,7 @@ It opens no payload, imports no plugin code, and has no connection.
 
 pool         the loop: look, plan, act; what each signal does
 children     the processes that it has: started, ready, ended, or failing
+succession   what one version leaves to the next
 carrier_end  one carrier as its manager sees it: what is said to it, and whether it answers
 """
 

@@ -37,11 +37,13 @@ class CarrierEnd:
         heard: Callable[[CarrierEnd, Kind, Any], None],
         gone: Callable[[CarrierEnd, str], None],
         mute_for: float,
+        rest: bytes = b"",
     ) -> None:
         """heard: called with everything that it says.
 
         gone: called with the reason when nothing can be said to it any more, or after `mute_for` seconds without an
         answer.
+        rest: of a frame, which was read from `sock` before.
         """
         self.process = process
         self.started = started
@@ -53,7 +55,7 @@ class CarrierEnd:
         self._gone = gone
         self._mute_for = mute_for
         self._pings = 0  # without an answer
-        self._wire = Wire(sock, self._on_frame, lambda reason: gone(self, reason))
+        self._wire = Wire(sock, self._on_frame, lambda reason: gone(self, reason), rest=rest)
         self._timer: asyncio.TimerHandle | None = None
         self._ping()
 
@@ -107,13 +109,22 @@ class CarrierEnd:
         """Let a worker process finish what it runs, and end."""
         self._wire.send(Kind.RETIRE, {"pid": pid})
 
-    def drain(self, *, hard: bool = False) -> None:
+    def drain(self, *, hard: bool = False, patient: bool = False) -> None:
         """Take nothing new, have everything finished, and end.
 
-        hard: what runs is not waited for.
+        hard: what runs is not waited for.  patient: it is, however long it takes.
         """
         self.retiring = True
-        self._wire.send(Kind.DRAIN, {"hard": hard})
+        self._wire.send(Kind.DRAIN, {"hard": hard, "patient": patient})
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until it has taken all that was said; False where it did not within `timeout` seconds."""
+        return self._wire.flush(timeout)
+
+    @property
+    def left(self) -> tuple[int, bytes]:
+        """The socket's descriptor, and what was read of a frame: for whoever goes on with it."""
+        return self._wire.fileno(), self._wire.rest
 
     def log_state(self) -> None:
         """Have it write its state to the log."""

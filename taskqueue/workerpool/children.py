@@ -8,6 +8,7 @@ import os
 import pwd
 import random
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,11 +105,13 @@ class Children:
         log.info("carrier %d started", carrier.pid)
         return True
 
-    def know_carrier(self, process: Offspring, sock: Any, started: float, settings: Mapping[str, Any]) -> CarrierEnd:
+    def know_carrier(
+        self, process: Offspring, sock: socket.socket, started: float, settings: Mapping[str, Any], rest: bytes = b""
+    ) -> CarrierEnd:
         """The manager's end of a carrier that runs."""
         return CarrierEnd(
             process, sock, started=started, settings=settings, heard=self._heard, gone=self._mute,
-            mute_for=self._mute_for,
+            mute_for=self._mute_for, rest=rest,
         )  # fmt: skip
 
     def start(self, group: Group, user: str, now: float) -> bool:
@@ -139,9 +142,9 @@ class Children:
             self.drain(self.carrier)
             self.carrier = None
 
-    def drain(self, carrier: CarrierEnd, *, hard: bool = False) -> None:
+    def drain(self, carrier: CarrierEnd, *, hard: bool = False, patient: bool = False) -> None:
         """Have `carrier` end, and all its worker processes with it."""
-        carrier.drain(hard=hard)
+        carrier.drain(hard=hard, patient=patient)
         for process in self._of(carrier):
             process.stopping = True
 

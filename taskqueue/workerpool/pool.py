@@ -9,19 +9,23 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taskqueue import formats
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Config, check_users, effective_user, load, service_user, user_exists
-from taskqueue.errors import ConfigError
+from taskqueue.discovery import Installed
+from taskqueue.errors import ConfigError, TaskQueueError
+from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
 from taskqueue.plan import Start, Stop, plan, process_of, want
-from taskqueue.plugins import discover
 from taskqueue.service import Service
 from taskqueue.title import set_title
+from taskqueue.watch import Watch, find_installed
 from taskqueue.workerpool.children import GRACE, MUTE_FOR, Children
+from taskqueue.workerpool.succession import adopt, descriptors, flush, leave
 
 __all__ = ["WorkerPool"]
 
@@ -36,6 +40,9 @@ class WorkerPool:
     path, url: where the configuration is; what goes before its url.
     set_up_log: called with each configuration before it is used.
     service: told how it is.
+    arguments: of the command `taskqueue` that it goes on as when it is upgraded.
+    pid_file: the descriptor of the pid file that it holds.
+    left: what the version before left to this one.
     mute_for: seconds without an answer after which a carrier is killed and replaced.
     """
 
@@ -46,6 +53,9 @@ class WorkerPool:
         url: str = "",
         set_up_log: Callable[[Config], None] = lambda config: None,
         service: Service | None = None,
+        arguments: Sequence[str] = ("workerpool", "-f"),
+        pid_file: int | None = None,
+        left: Mapping[str, Any] | None = None,
         clock: Clock = SYSTEM,
         mute_for: float = MUTE_FOR,
     ) -> None:
@@ -53,50 +63,64 @@ class WorkerPool:
         self._url = url
         self._set_up_log = set_up_log
         self._service = service or Service()
+        self._arguments = arguments
+        self._pid_file = pid_file
+        self._left = left
         self._clock = clock
         self._root = os.geteuid() == 0
         self.config = Config()
-        self._formats: dict[str, Any] = {}
+        self._installed = Installed()
         self._wake = asyncio.Event()
         self._children = Children(clock, self._wake.set, mute_for=mute_for)
+        self._watch: Watch | None = None
+        self._asked: list[str] = []  # `reload`, `upgrade`
+        self._answering: asyncio.Task[None] | None = None
         self._stopping = 0
         self._killing_at: float | None = None
 
-    def configure(self) -> None:
+    def configure(self, installed: Installed) -> None:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
-        plugins, problems = discover()
-        installed, refused = formats.discover()
-        config = load(self._path, plugins, formats=(*formats.BUILTIN, *installed), url=self._url)
+        known = (*formats.BUILTIN, *installed.formats)
+        config = load(self._path, installed.plugins, formats=known, url=self._url)
         try:
             self._set_up_log(config)
         except ConfigError:
             self._set_up_log(self.config)
             raise
-        self._formats = {
-            "installed": installed,
-            "default": config.default_workitem_type,
-            "read_as": dict(config.workitem_type_map),
-        }
-        for warning in (*problems, *refused, *config.warnings, *check_users(config, root=self._root)):
+        for warning in (*installed.problems, *config.warnings, *check_users(config, root=self._root)):
             log.warning("%s", warning)
-        self.config = config
+        read_as = [config.default_workitem_type, config.workitem_type_map]
+        groups = [
+            replace(group, installation=installed.installation(group.type, read_as)) if group.entry_point else group
+            for group in config.groups
+        ]
+        self.config = replace(config, groups=tuple(groups))
+        self._installed = installed
 
     async def run(self) -> None:
-        """Work until stopped by a signal.  Call `configure` first."""
+        """Work until stopped by a signal.  Raises ConfigError where it can't start."""
         loop = asyncio.get_running_loop()
+        self.configure(await find_installed())
+        if self._left is not None:
+            adopt(self._children, self._left)
         for number, handler in (
             (signal.SIGCHLD, self._wake.set),
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
-            (signal.SIGHUP, self.reload),
+            (signal.SIGHUP, lambda: self._ask("reload")),
             (signal.SIGUSR1, self.log_state),
+            (signal.SIGUSR2, lambda: self._ask("upgrade")),
         ):
             loop.add_signal_handler(number, handler)
+        release_signals()
         self._service.begin(self._alive)
+        self._watch = Watch(self._installed, self._installed_anew)
         try:
             while True:
                 self._wake.clear()
                 self._children.reap(stopping=self._stopping > 0)
+                if self._answering is not None and self._answering.done():
+                    self._answering.result()
                 again = self._finish() if self._stopping else self._act()
                 if self._stopping and not self._children.carriers and not self._children.processes:
                     return
@@ -107,6 +131,7 @@ class WorkerPool:
                     continue
         finally:
             self._children.kill()
+            await self._watch.close()
             self._service.close()
 
     def _show(self) -> None:
@@ -150,26 +175,90 @@ class WorkerPool:
             self._children.drain(carrier, hard=hard)
         self._wake.set()
 
-    def reload(self) -> None:
-        """Read the configuration again; an invalid one changes nothing."""
-        if self._stopping:
-            return
-        self._service.reloading()
+    def _ask(self, what: str) -> None:
+        """What takes longer than a signal handler may; one thing after the other."""
+        self._asked.append(what)
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.get_running_loop().create_task(self._answer())
+            self._answering.add_done_callback(lambda _: self._wake.set())
+
+    async def _answer(self) -> None:
+        while self._asked and not self._stopping:
+            # What has been asked for meanwhile is answered by the same look at everything.
+            what = "upgrade" if "upgrade" in self._asked else "reload"
+            self._asked.clear()
+            self._service.reloading()
+            problems = await (self._upgrade() if what == "upgrade" else self._reload())
+            if not self._asked:
+                self._service.reloaded(problems)
+
+    async def _reload(self) -> Sequence[str]:
+        """Read the configuration again; what is wrong with it, and then nothing has changed."""
         try:
-            self.configure()
+            installed = await find_installed()
+        except TaskQueueError as error:
+            log.error("not reloaded: %s", error)
+            return [str(error)]
+        if self._watch is not None:
+            self._watch.knows(installed)
+        return self._take(installed)
+
+    def _take(self, installed: Installed) -> Sequence[str]:
+        if self._stopping:
+            return ["it is stopping"]
+        try:
+            self.configure(installed)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("not reloaded: %s", problem)
-            self._service.reloaded(error.problems)
-            return
+            return error.problems
         log.info("configuration read again")
         children = self._children
         children.forgive()
-        if children.carrier is not None and children.carrier.settings != self._carrier_settings():
-            log.info("the connection's settings have changed: the carrier is replaced")
-            children.retire_carrier()
-        self._service.reloaded()
+        carrier, settings = children.carrier, self._carrier_settings()
+        if carrier is not None and carrier.settings != settings:
+            if {**carrier.settings, "formats": None} == {**settings, "formats": None}:
+                carrier.configure(settings)
+            else:
+                log.info("the connection's settings have changed: the carrier is replaced")
+                children.retire_carrier()
         self._wake.set()
+        return []
+
+    def _installed_anew(self, installed: Installed) -> None:
+        """Plugins or formats have come, gone, or changed."""
+        log.info("what is installed has changed")
+        self._service.reloaded(self._take(installed), asked=False)
+
+    async def _upgrade(self) -> Sequence[str]:
+        """Become the version that is installed now; returns only where that can't be done, with the reason."""
+        problem = await check(self._arguments, self._leave())
+        if not problem and not self._stopping:
+            if self._watch is not None:
+                await self._watch.close()
+            hold_signals()
+            await last_signals()
+            if not self._stopping:
+                problem = self._become_anew()
+            release_signals()
+            self._watch = Watch(self._installed, self._installed_anew)
+        if self._stopping:
+            return ["it is stopping"]
+        log.error("not upgraded: %s", problem)
+        return [f"not upgraded: {line}" for line in problem.splitlines()]
+
+    def _become_anew(self) -> str:
+        if not flush(self._children):
+            return "a carrier does not answer"
+        left = self._leave()
+        log.info("going on as the version that is installed now")
+        try:
+            become_anew(self._arguments, left, [*descriptors(left), *filter(None, [self._pid_file])])
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+
+    def _leave(self) -> dict[str, Any]:
+        return {**leave(self._children), "pid_file": self._pid_file, "reloads": self._service.reloads}
 
     def log_state(self) -> None:
         """Everything that is known, to the log."""
@@ -228,7 +317,11 @@ class WorkerPool:
             },
             "log_level": logging.getLogger().level,
             "max_result": config.max_body,
-            "formats": self._formats,
+            "formats": {
+                "installed": dict(self._installed.formats),
+                "default": config.default_workitem_type,
+                "read_as": dict(config.workitem_type_map),
+            },
             "user": self._user,
         }
 

@@ -7,4 +7,4 @@ from taskqueue.carrier.carrier import Carrier
 FAILS = ("test_system_signals.py::TestTheWorkerManager::test_sigterm_finishes_what_runs_and_gives_the_reserve_back",)
 
 drain = Carrier._drain
-Carrier._drain = lambda self, hard: drain(self, hard=True)
+Carrier._drain = lambda self, *, hard, patient=False: drain(self, hard=True)
