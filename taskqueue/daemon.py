@@ -61,8 +61,9 @@ def _lock(path: Path) -> int:
 def write_pid(descriptor: int | None) -> None:
     """Write this process' id to the pid file that it holds."""
     if descriptor is not None:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        text = f"{os.getpid()}\n".encode()
+        os.pwrite(descriptor, text, 0)  # in this order: nobody must find it empty while the daemon runs
+        os.ftruncate(descriptor, len(text))
 
 
 def holder(path: Path) -> int:

@@ -47,6 +47,8 @@ class Installation:
             self._copy_dependencies("taskqueue")
             projects = [TOP, *(plugin_projects() if plugins is None else plugins)]
             self.install(*build_wheels(projects, directory / "build"))
+            if sabotage := os.environ.get("TASKQUEUE_SABOTAGE"):
+                self.sabotage(sabotage)
         finally:
             os.umask(umask)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections import defaultdict
 
 import pytest
@@ -15,9 +13,9 @@ from hypothesis import strategies as st
 from taskqueue.brokers.amqp.message import to_wire
 from taskqueue.brokers.memory import MemoryBroker
 from taskqueue.config import Config
-from taskqueue.dispatcher import Dispatcher
 from taskqueue.formats import ONLY_BUILTIN, parse
-from taskqueue.outcome import Dead
+from taskqueue.intake import Intake, parsed
+from taskqueue.outcome import Dead, Outcome
 from taskqueue.workitem import DEAD_LETTERS, DROPPED, INCOMING, Workitem, is_type, worker_queue
 
 BATCH = 10
@@ -66,6 +64,10 @@ def check(sent: Workitem, queue: str, found: Workitem, source: str) -> None:
         assert found.body == sent.body
 
 
+def decided(workitem: Workitem) -> Outcome:
+    return parsed(workitem, max_body=CONFIG.max_body, known=ONLY_BUILTIN)
+
+
 def all_found(count: int) -> int:
     """Have a dispatcher handle messages, `count` at least; how many there were."""
     broker, done = Watched(), 0
@@ -102,15 +104,16 @@ def all_found(count: int) -> int:
             if len(broker.found) == number:
                 break
 
-    async def start() -> asyncio.Task[None]:
-        return asyncio.create_task(Dispatcher(CONFIG, broker, ONLY_BUILTIN).run())
+    async def start() -> tuple[Intake, asyncio.Task[None]]:
+        intake = Intake(broker, decided, lambda: CONFIG.max_types)
+        return intake, asyncio.create_task(intake.wait(asyncio.Event()))
 
     async def stop() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await dispatcher
+        dispatcher.cancel()
+        await intake.drain()
 
     with asyncio.Runner() as runner:
-        dispatcher = runner.run(start())
+        intake, dispatcher = runner.run(start())
         each()
         runner.run(stop())
     return done
@@ -129,7 +132,7 @@ def test_a_dispatcher_loses_and_multiplies_none_of_a_hundred_thousand_messages()
 def test_no_id_writes_a_line_of_its_own_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
     sent = Workitem(body=b"{", content_type="application/json", id="mine\nERROR forged\x1b[2J")
 
-    outcome = Dispatcher(CONFIG, MemoryBroker(), ONLY_BUILTIN)._parsed(sent)
+    outcome = decided(sent)
 
     assert outcome == Dead("malformed", "not JSON: Expecting value (character 1)")
     [record] = caplog.records

@@ -19,7 +19,19 @@ LAYERS = (
     ("brokers.*",),
     ("worker", "plugins", "formats", "discovery", "title"),
     ("client", "process"),
-    ("loop", "dispatcher", "workerpool", "carrier", "daemon", "background", "service", "watch", "handover", "log"),
+    (
+        "loop",
+        "intake",
+        "dispatcher",
+        "workerpool",
+        "carrier",
+        "daemon",
+        "background",
+        "service",
+        "watch",
+        "handover",
+        "log",
+    ),
     ("cli", "web", "testing", "__main__"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -62,6 +62,7 @@ class Children:
         self._changed = changed
         self._mute_for = mute_for
         self._complaints: dict[str, str] = {}
+        self._had_one = False
 
     @property
     def carriers(self) -> list[CarrierEnd]:
@@ -101,7 +102,9 @@ class Children:
             return False
         carrier = self.know_carrier(process, sock, self._clock.monotonic(), settings)
         carrier.configure(settings)
-        self.carrier = carrier
+        if self._had_one:
+            carrier.trouble = ""  # until it says otherwise: the broker that the one before had is there
+        self.carrier, self._had_one = carrier, True
         log.info("carrier %d started", carrier.pid)
         return True
 
