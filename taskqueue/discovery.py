@@ -12,7 +12,7 @@ import os
 import site
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -45,11 +45,12 @@ class Installed:
     @staticmethod
     def from_json(text: str | bytes) -> Installed:
         """What `to_json` wrote.  Raises ValueError for anything else."""
-        try:
-            found = Installed(**json.loads(text))
-            return Installed(**{**asdict(found), "problems": tuple(found.problems)})
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("not what is installed")
+        known = {each.name for each in fields(Installed)}  # another version may know more
+        values = {name: value for name, value in found.items() if name in known}
+        return Installed(**{**values, "problems": tuple(values.get("problems", ()))})
 
     def installation(self, type: str, read_as: object) -> str:
         """What a worker process of `type` depends on: another one needs another process.

@@ -316,3 +316,27 @@ def test_a_consumer_with_an_empty_queue_is_not_taken_for_deaf(
 
     run(test, amqp_url)
     assert "channel ended" not in caplog.text
+
+
+def test_an_outage_is_said_in_one_line_without_the_password_and_so_is_its_end(spare: RabbitMQ) -> None:
+    """Though nothing is consumed."""
+
+    async def test(broker: Broker) -> None:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        broker.watch(told.put_nowait)
+        assert await told.get() == ""
+
+        await asyncio.to_thread(spare.kill)
+
+        lost = await told.get()
+        refused = await told.get()
+        assert "lost" in lost and "refused" in refused
+        for sentence in (lost, refused):
+            assert "\n" not in sentence and "sesame" not in sentence
+
+        await asyncio.to_thread(spare.start)
+
+        while await told.get():
+            pass
+
+    run(test, spare.url())

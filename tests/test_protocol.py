@@ -111,3 +111,14 @@ class TestWire:
             assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
         asyncio.run(run())
+
+
+def test_what_came_of_a_frame_is_kept_for_whoever_goes_on_with_the_stream() -> None:
+    frame = pack(Kind.LOG, ["name", 10, "text"], b"payload")
+    first, second = Frames(), Frames()
+
+    assert list(first.feed(frame + frame[:7])) == [(Kind.LOG, ["name", 10, "text"], b"payload")]
+    assert list(second.feed(first.rest)) == []
+
+    assert list(second.feed(frame[7:])) == [(Kind.LOG, ["name", 10, "text"], b"payload")]
+    assert second.rest == b""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from background import LOGGING, Background, background
 from installations import TOP, Installation
-from system import SQLiteSystem, alive, until
+from system import SQLiteSystem, System, alive, until
 
 CONFIG = """[DEFAULT]
 workers = 0
@@ -71,7 +71,7 @@ def starts(system: SQLiteSystem) -> list[list[str]]:
     return [line.split()[1:] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def upgrade(system: SQLiteSystem, pool: Background) -> tuple[int, str]:
+def upgrade(system: System, pool: Background) -> tuple[int, str]:
     done = system.run("reload", "--upgrade", "--wait", "-p", pool.pid_file)
     return done.returncode, done.stderr.decode()
 
@@ -149,6 +149,20 @@ class TestAnUpgrade:
         assert system.depth("results") == system.depth("worker_echo") == 0
         pool.stop()
 
+    def test_one_after_the_other_leaves_each_version_what_it_runs(self, system: SQLiteSystem, pool: Background) -> None:
+        for number in range(2):
+            send(system, "long", f"sleep {6 + number}")
+            until(lambda number=number: len(starts(system)) == number + 1)  # type: ignore[misc]
+            assert upgrade(system, pool) == (0, "")
+        until(lambda: len(pool.carriers) == 3)  # two that finish what runs, and the present one
+
+        results = system.collect("results", 2)
+
+        assert {result.headers["attempt"] for result in results} == {1}
+        assert [attempt for _, attempt, _ in starts(system)] == ["1", "1"]
+        until(lambda: len(pool.carriers) == 1 and len(pool.workers) == 4)
+        pool.stop()
+
     def test_a_crash_in_the_old_version_counts(self, system: SQLiteSystem, pool: Background) -> None:
         send(system, "long", "sleep 3")
         until(lambda: len(starts(system)) == 1)
@@ -222,6 +236,28 @@ class TestAnUpgrade:
         until(lambda: not alive(pool.pid))
 
         assert "Traceback" not in log.read_text() and "ended" in log.read_text().splitlines()[-1]
+
+
+def test_over_rabbitmq_nothing_is_lost_or_done_twice_under_load(own: Installation, amqp_url: str) -> None:
+    with System(own, amqp_url) as system:
+        file = system.open_directory / "record"
+        text = f"[DEFAULT]\nworkers = 0\n[record]\nworkers = 3\nfile = {file}\nseconds = 0.05\n"
+        log = LOGGING.format(path=str(system.directory / "log"))
+        with background(system, "workerpool", system.config(text + log)) as pool:
+            system.publish_all("worker_record", [(str(n), {"message_id": str(n)}) for n in range(400)])
+            for number in range(2):
+                ended = 50 + 100 * number
+                until(lambda ended=ended: file.exists() and file.read_text().count("end") >= ended)  # type: ignore[misc]
+                assert upgrade(system, pool) == (0, "")
+
+            results = system.collect("results", 400)
+
+            assert Counter(result.properties.correlation_id for result in results) == Counter(map(str, range(400)))
+            lines = [line.split() for line in file.read_text().splitlines()]
+            assert Counter(line[1] for line in lines if line[0] == "start") == Counter(map(str, range(400)))
+            assert len({line[4] for line in lines}) == 9  # each version had processes of its own
+            until(lambda: system.depth("worker_record") == 0 and len(pool.carriers) == 1)
+            pool.stop()
 
 
 class TestOneThatCanNotBe:

@@ -7,14 +7,36 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from taskqueue.config import Config
 from taskqueue.process.protocol import Kind
 from taskqueue.process.spawn import Offspring
 from taskqueue.process.wire import Wire
 
-__all__ = ["NO_ANSWER", "CarrierEnd"]
+__all__ = ["NO_ANSWER", "CarrierEnd", "settings"]
 
 PING_EVERY = 3.0  # seconds
 NO_ANSWER = "no answer"
+
+
+def settings(config: Config, installed: Mapping[str, str], *, user: str, log_level: int) -> dict[str, Any]:
+    """What a carrier is told to work with; `installed` are the formats of third parties."""
+    return {
+        "broker": {
+            "url": config.url,
+            "heartbeat": config.heartbeat,
+            "queue_type": config.queue_type,
+            "results_max_length": config.results_max_length,
+            "dead_retention": config.dead_retention,
+        },
+        "log_level": log_level,
+        "max_result": config.max_body,
+        "formats": {
+            "installed": dict(installed),
+            "default": config.default_workitem_type,
+            "read_as": dict(config.workitem_type_map),
+        },
+        "user": user,
+    }
 
 
 class CarrierEnd:

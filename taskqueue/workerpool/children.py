@@ -91,6 +91,21 @@ class Children:
         deaths = self.deaths.get(process_of(group))
         return group.name in self._complaints or is_failing(deaths, now=self._clock.monotonic())
 
+    def log_state(self, wanted: Mapping[Group, int]) -> None:
+        """Everything that is known, to the log; `wanted` is how many processes of each group there should be."""
+        if not self.carriers:
+            log.info("carrier: none")
+        for carrier in self.carriers:
+            doing = "retiring" if carrier.retiring else carrier.trouble or "connected"
+            log.info("carrier: pid %d, %s", carrier.pid, doing)
+            carrier.log_state()
+        for group, count in wanted.items():
+            here = [p for p in self.processes.values() if process_of(p.group) == process_of(group)]
+            log.info(
+                "group %s: %d wanted, %d there, %d ready%s", group.name, count, len(here), sum(p.up for p in here),
+                "; failing" if self.is_failing(group) else "",
+            )  # fmt: skip
+
     # Starting and stopping.
 
     def start_carrier(self, user: str, settings: Mapping[str, Any]) -> bool:

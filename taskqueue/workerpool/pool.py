@@ -20,10 +20,11 @@ from taskqueue.config import Config, check_users, effective_user, load, service_
 from taskqueue.discovery import Installed
 from taskqueue.errors import ConfigError, TaskQueueError
 from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
-from taskqueue.plan import Start, Stop, plan, process_of, want
+from taskqueue.plan import Start, Stop, plan, want
 from taskqueue.service import Service
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
+from taskqueue.workerpool.carrier_end import settings
 from taskqueue.workerpool.children import GRACE, MUTE_FOR, Children
 from taskqueue.workerpool.succession import adopt, descriptors, flush, leave
 
@@ -215,10 +216,10 @@ class WorkerPool:
         log.info("configuration read again")
         children = self._children
         children.forgive()
-        carrier, settings = children.carrier, self._carrier_settings()
-        if carrier is not None and carrier.settings != settings:
-            if {**carrier.settings, "formats": None} == {**settings, "formats": None}:
-                carrier.configure(settings)
+        carrier, wanted = children.carrier, self._carrier_settings()
+        if carrier is not None and carrier.settings != wanted:
+            if {**carrier.settings, "formats": None} == {**wanted, "formats": None}:
+                carrier.configure(wanted)
             else:
                 log.info("the connection's settings have changed: the carrier is replaced")
                 children.retire_carrier()
@@ -262,19 +263,7 @@ class WorkerPool:
 
     def log_state(self) -> None:
         """Everything that is known, to the log."""
-        children = self._children
-        if not children.carriers:
-            log.info("carrier: none")
-        for carrier in children.carriers:
-            doing = "retiring" if carrier.retiring else carrier.trouble or "connected"
-            log.info("carrier: pid %d, %s", carrier.pid, doing)
-            carrier.log_state()
-        for group, count in want(self.config).items():
-            here = [p for p in children.processes.values() if process_of(p.group) == process_of(group)]
-            log.info(
-                "group %s: %d wanted, %d there, %d ready%s", group.name, count, len(here), sum(p.up for p in here),
-                "; failing" if children.is_failing(group) else "",
-            )  # fmt: skip
+        self._children.log_state(want(self.config))
 
     # Look, plan, act.
 
@@ -306,24 +295,7 @@ class WorkerPool:
         return service_user(self.config, root=self._root, exists=user_exists)
 
     def _carrier_settings(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "broker": {
-                "url": config.url,
-                "heartbeat": config.heartbeat,
-                "queue_type": config.queue_type,
-                "results_max_length": config.results_max_length,
-                "dead_retention": config.dead_retention,
-            },
-            "log_level": logging.getLogger().level,
-            "max_result": config.max_body,
-            "formats": {
-                "installed": dict(self._installed.formats),
-                "default": config.default_workitem_type,
-                "read_as": dict(config.workitem_type_map),
-            },
-            "user": self._user,
-        }
+        return settings(self.config, self._installed.formats, user=self._user, log_level=logging.getLogger().level)
 
     def _finish(self) -> float:
         """While stopping: wait for carriers, then for what is left; the seconds after which to look again."""
