@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 __all__ = [
     "SIGNALS",
@@ -106,8 +106,9 @@ def _command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "taskqueue", *arguments]
 
 
-def _file(left: Mapping[str, Any]) -> Any:
-    file = tempfile.TemporaryFile("w", encoding="utf-8")  # noqa: SIM115  (whoever called closes it)
+def _file(left: Mapping[str, Any]) -> TextIO:
+    # In memory: environments and settings of groups may hold secrets, which are to be on no disk.
+    file = open(os.memfd_create("taskqueue-handover"), "w", encoding="utf-8")  # noqa: SIM115  (the caller closes it)
     json.dump({**left, "version": VERSION}, file)
     file.flush()
     return file
