@@ -50,8 +50,8 @@ lint: $(STAMP) ## form, lint and types
 	$(BIN)/ruff check $(FOUND)
 	$(BIN)/mypy
 
-check: lint ## lint, and the tests that need no server
-	umask 022; $(BIN)/python -m pytest -m 'not services and not chaos and not long'
+check: lint ## lint, and the tests that need no server and are quick
+	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long'
 
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest

@@ -230,7 +230,7 @@ class Dispatcher:
             await last_signals()
             if not self._stopping:
                 try:
-                    become_anew(self._arguments, left, list(filter(None, [self._pid_file])))
+                    become_anew(self._arguments, left, [] if self._pid_file is None else [self._pid_file])
                 except OSError as error:
                     problem = f"{error.filename}: {error.strerror}"
             release_signals()

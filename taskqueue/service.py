@@ -48,6 +48,7 @@ class Service:
         self._clock = clock
         self._systemd = sdnotify.SystemdNotifier() if environment.get("NOTIFY_SOCKET") else None
         self._watchdog = _watchdog(environment)
+        self._version = metadata.version("taskqueue")  # now: later another one may be installed
         self._begun = 0.0
         self._ready = ready
         self._stopping = False
@@ -143,7 +144,7 @@ class Service:
             status=sentence,
             reloads=self._reloads,
             problems=self._problems,
-            version=metadata.version("taskqueue"),
+            version=self._version,
         )
         if self._later is not None:
             self._later.cancel()

@@ -19,6 +19,8 @@ from system import SQLiteSystem, until
 
 from taskqueue.watch import is_dpkg_busy
 
+pytestmark = pytest.mark.daemons
+
 GUEST = """
 from taskqueue.worker import BaseWorker
 class Worker(BaseWorker):

@@ -15,6 +15,8 @@ from background import background
 from installations import Installation
 from system import SQLiteSystem, alive, until, users
 
+pytestmark = pytest.mark.daemons
+
 CONFIG = "[DEFAULT]\nworkers = 0\n[echo]\nworkers = 2\n[sleep]\nworkers = 1\n"
 
 

@@ -17,6 +17,8 @@ from background import LOGGING, Background, background
 from installations import TOP, Installation
 from system import SQLiteSystem, System, alive, until
 
+pytestmark = pytest.mark.daemons
+
 CONFIG = """[DEFAULT]
 workers = 0
 [echo]

@@ -252,9 +252,10 @@ class WorkerPool:
         if not flush(self._children):
             return "a carrier does not answer"
         left = self._leave()
+        held = [] if self._pid_file is None else [self._pid_file]
         log.info("going on as the version that is installed now")
         try:
-            become_anew(self._arguments, left, [*descriptors(left), *filter(None, [self._pid_file])])
+            become_anew(self._arguments, left, [*descriptors(left), *held])
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
 
