@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Outcome, Rules
+from taskqueue.record import Progress, Run
+from taskqueue.store import Store
 from taskqueue.workitem import Workitem
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Lease",
     "Options",
     "Producer",
+    "Underway",
     "connect",
 ]
 
@@ -81,11 +84,13 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A delivery, what became of it, and the rules of the group that had it."""
+    """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran."""
 
     delivery: Delivery
     outcome: Outcome
     rules: Rules = field(default=Rules())
+    run: Run | None = None
+    log: tuple[str, ...] = ()
 
 
 class Producer(Protocol):
@@ -139,8 +144,20 @@ class Consumer(Protocol):
         A `receive` that is waiting goes on to wait, and counts as the next one.
         """
 
+    async def report(self, underway: Sequence[Underway]) -> None:
+        """Say what runs, about once a second.  A broker that is no store ignores it."""
+
     async def close(self) -> None:
         """Give back everything that is not settled.  May be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """A delivery that a worker process is running, and how far it says it is."""
+
+    delivery: Delivery
+    run: Run
+    progress: Progress | None = None
 
 
 class DeadLetters(Protocol):
@@ -188,6 +205,9 @@ class Broker(Protocol):
         told: called in the event loop with each change: why it can't be reached, in one line without secrets; empty:
         it is reached.  The first call comes as soon as that is known.
         """
+
+    def store(self) -> Store:
+        """What knows every workitem, to be closed by whoever asked for it.  Raises Unsupported where nothing does."""
 
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""

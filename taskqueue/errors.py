@@ -7,6 +7,7 @@
     ├── PluginError              an entry point did not load, or a worker process of its group can't start
     ├── FormatError              bytes are not a workitem; never retried
     ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
+    ├── UnknownTask              no workitem has this id, or it is not kept any more
     └── BrokerError
         ├── BrokerUnavailable    try again later; the same call is safe
         ├── SendFailed           the broker is there and did not take a workitem
@@ -24,6 +25,7 @@ __all__ = [
     "SendFailed",
     "SoftTimeLimitExceeded",
     "TaskQueueError",
+    "UnknownTask",
     "Unsupported",
 ]
 
@@ -64,6 +66,14 @@ class SoftTimeLimitExceeded(TaskQueueError):
 
     def __init__(self, *seconds: float) -> None:
         super().__init__(*(f"ran longer than soft_time_limit of {limit:g} s" for limit in seconds))
+
+
+class UnknownTask(TaskQueueError):
+    """No workitem has this id: it never was sent, or it is not kept any more."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(f"no workitem {id}: it was never sent here, or it is not kept any more")
 
 
 class BrokerError(TaskQueueError):

@@ -7,10 +7,17 @@ from collections.abc import Callable
 import pytest
 
 from taskqueue.broker import Broker, connect
-from taskqueue.testing import BrokerContract
+from taskqueue.testing import BrokerContract, StoreContract
 
 
 class TestMemory(BrokerContract):
+    @pytest.fixture
+    def broker_factory(self) -> Callable[[], Broker]:
+        broker = connect("memory://")
+        return lambda: broker
+
+
+class TestMemoryStore(StoreContract):
     @pytest.fixture
     def broker_factory(self) -> Callable[[], Broker]:
         broker = connect("memory://")

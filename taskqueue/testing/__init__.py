@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching"):
+for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching", "store"):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
-from taskqueue.testing.contract import BrokerContract  # noqa: E402  (after the lines above, or failures say nothing)
+# After the lines above, or failures say nothing.
+from taskqueue.testing.contract import BrokerContract  # noqa: E402
+from taskqueue.testing.store import StoreContract  # noqa: E402
 
-__all__ = ["BrokerContract"]
+__all__ = ["BrokerContract", "StoreContract"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
+
+import pytest
 
 from taskqueue.broker import Broker, Consumer, DeadLetters, Delivery, Ended, Producer
 from taskqueue.outcome import Done, Outcome, Rules
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LIMIT", "QUEUE", "QUIET", "RULES", "TYPE", "Bench", "item", "items", "settle", "within"]
+__all__ = ["LIMIT", "QUEUE", "QUIET", "RULES", "TYPE", "Bench", "Contract", "item", "items", "settle", "within"]
 
 T = TypeVar("T")
 
@@ -93,6 +95,14 @@ class Bench:
 
         return within(all_of_it())
 
+    def run_once(self, test: Callable[[], Awaitable[T]]) -> T:
+        """Run an asynchronous part that closes what it opens; `run` may follow."""
+
+        async def awaited() -> T:
+            return await test()
+
+        return within(awaited())
+
     def close(self) -> None:
         """Let go of everything that `run` does not close."""
         for producer in self._producers:
@@ -133,6 +143,21 @@ class Bench:
         empty = await self.nothing_comes(consumer)
         await consumer.close()
         return empty
+
+
+class Contract:
+    """What every suite needs; subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
+
+    @pytest.fixture
+    def broker_factory(self) -> Callable[[], Broker]:
+        """A function that returns one more broker object on the same place, which is empty at first."""
+        raise NotImplementedError("the subclass says which broker is tested")
+
+    @pytest.fixture
+    def bench(self, broker_factory: Callable[[], Broker]) -> Iterator[Bench]:
+        bench = Bench(broker_factory)
+        yield bench
+        bench.close()
 
 
 async def settle(

@@ -10,6 +10,8 @@ from taskqueue.brokers.amqp.dead import AMQPDeadLetters
 from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.producer import AMQPProducer
 from taskqueue.clock import SYSTEM
+from taskqueue.errors import Unsupported
+from taskqueue.store import Store
 
 __all__ = ["AMQPBroker", "open_broker"]
 
@@ -36,6 +38,9 @@ class AMQPBroker:
 
     def watch(self, told: Callable[[str], None]) -> None:
         self._link.watch(told)
+
+    def store(self) -> Store:
+        raise Unsupported("RabbitMQ keeps no record of workitems; postgresql://, sqlite:/// and memory:// do")
 
     async def declare(self, queue: str) -> bool:
         return await patiently(lambda: self._link.declare(queue), f"queue {queue}")

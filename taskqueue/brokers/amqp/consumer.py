@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from taskqueue.broker import Delivery, Ended
+from taskqueue.broker import Delivery, Ended, Underway
 from taskqueue.brokers.amqp.connection import Channel
 from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.message import from_wire
@@ -199,6 +199,9 @@ class AMQPConsumer:
         if self._session is None:
             return [False] * len(ended)
         return await Settling(self._link, self._session, ended, self._clock, self._spawn).run()
+
+    async def report(self, underway: Sequence[Underway]) -> None:
+        """It is no store."""
 
     def resize(self, reserve: int) -> None:
         self._reserve = reserve

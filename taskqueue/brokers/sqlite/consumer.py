@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from taskqueue.broker import Delivery, Ended, Lease
+from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.errors import BrokerError
@@ -140,6 +140,9 @@ class SQLiteConsumer:
             self._ready.append(delivery)
         if claimed:
             self._wake.set()
+
+    async def report(self, underway: Sequence[Underway]) -> None:
+        """It is no store."""
 
     def resize(self, reserve: int) -> None:
         if reserve > self._reserve:

@@ -1,0 +1,168 @@
+"""The ends of the memory: sending, receiving, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue as queues
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from taskqueue.broker import Delivery, Ended, Lease, Underway
+from taskqueue.brokers.memory.records import Records
+from taskqueue.clock import Clock
+from taskqueue.errors import BrokerError
+from taskqueue.outcome import effects
+from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
+
+__all__ = ["Item", "MemoryConsumer", "MemoryDeadLetters", "MemoryProducer", "Place"]
+
+Item = tuple[int, int, float, Workitem]
+"""Place by priority, place by order, POSIX seconds at which it expires, and what it is."""
+
+
+class Place(Protocol):
+    """Where it all is; everything is called with its lock held, but for `replies` and `no_replies`."""
+
+    lock: threading.Lock
+    clock: Clock
+    records: Records
+
+    def put(self, queue: str, workitem: Workitem) -> None: ...
+    def put_back(self, queue: str, item: Item) -> None: ...
+    def take(self, queue: str, limit: int) -> tuple[list[Item], float | None]: ...
+    def waiting(self, queue: str) -> list[Item]: ...
+    def remove(self, queue: str, item: Item) -> bool: ...
+    def replies(self) -> tuple[str, queues.SimpleQueue[Workitem]]: ...
+    def no_replies(self, name: str) -> None: ...
+
+
+class MemoryProducer:
+    def __init__(self, broker: Place) -> None:
+        self._broker = broker
+        self._reply_to, self._replies = broker.replies()
+
+    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+        named = [workitem.named() for workitem in workitems]
+        if reply:
+            named = [replace(w, reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
+        with self._broker.lock:
+            for workitem in named:
+                to = queue or worker_queue(workitem.type)
+                self._broker.records.born(to, workitem)
+                self._broker.put(to, workitem)
+        return [workitem.id for workitem in named]
+
+    def next_reply(self, *, timeout: float | None) -> Workitem | None:
+        try:
+            return self._replies.get(timeout=timeout)
+        except queues.Empty:
+            return None
+
+    def close(self) -> None:
+        self._broker.no_replies(self._reply_to)
+
+
+class MemoryConsumer:
+    def __init__(self, broker: Place, queue: str) -> None:
+        self.closed = False
+        self._broker = broker
+        self._queue = queue
+        self._lease = Lease()
+        self._lent: dict[int, Item] = {}
+        self._tags = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+
+    def wake(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    async def receive(self, *, limit: int) -> list[Delivery]:
+        while True:
+            if self.closed:
+                raise BrokerError(f"queue {self._queue}: the consumer is closed")
+            self._awake.clear()
+            with self._broker.lock:
+                taken, wait = self._broker.take(self._queue, limit)
+                lent = [self._lend(item) for item in taken]
+            if lent:
+                return lent
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), wait)
+
+    def _lend(self, item: Item) -> Delivery:
+        tag = next(self._tags)
+        self._lent[tag] = item
+        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease)
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        with self._broker.lock:
+            return [self._settle(item) for item in ended]
+
+    def _settle(self, ended: Ended) -> bool:
+        delivery = ended.delivery
+        if delivery.lease is not self._lease or (item := self._lent.pop(delivery.tag, None)) is None:
+            return False
+        workitem, now = delivery.workitem, self._broker.clock.wall()
+        todo = effects(workitem, ended.outcome, ended.rules, queue=delivery.queue, now=now)
+        for send in todo.sends:
+            self._broker.put(send.queue, send.workitem)
+        if not todo.ends:
+            self._broker.put_back(delivery.queue, item)
+        self._broker.records.settled(ended)
+        return True
+
+    async def report(self, underway: Sequence[Underway]) -> None:
+        with self._broker.lock:
+            for one in underway:
+                if one.delivery.tag in self._lent:
+                    self._broker.records.started(one)
+
+    def resize(self, reserve: int) -> None:
+        pass
+
+    async def pause(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        with self._broker.lock:
+            self.closed = True
+            self._lease.lost = True
+            lent, self._lent = self._lent, {}
+            for item in lent.values():
+                self._broker.put_back(self._queue, item)
+                self._broker.records.released(item[3])
+        self.wake()
+
+
+class MemoryDeadLetters:
+    def __init__(self, broker: Place) -> None:
+        self._broker = broker
+        self._lease = Lease()
+
+    async def look(self) -> AsyncIterator[Delivery]:
+        with self._broker.lock:
+            letters = self._broker.waiting(DEAD_LETTERS)
+        for item in letters:
+            yield Delivery(workitem=item[3], queue=DEAD_LETTERS, tag=item, lease=self._lease)
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        with self._broker.lock:
+            return [self._settle(item) for item in ended]
+
+    def _settle(self, ended: Ended) -> bool:
+        delivery, now = ended.delivery, self._broker.clock.wall()
+        todo = effects(delivery.workitem, ended.outcome, ended.rules, queue=DEAD_LETTERS, now=now)
+        if self._lease.lost or (todo.ends and not self._broker.remove(DEAD_LETTERS, delivery.tag)):
+            return False
+        for send in todo.sends:
+            self._broker.records.born(send.queue, send.workitem)
+            self._broker.put(send.queue, send.workitem)
+        return True
+
+    async def close(self) -> None:
+        self._lease.lost = True

@@ -1,0 +1,139 @@
+"""The records of all workitems, and the store that shows them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from taskqueue.broker import Ended, Underway
+from taskqueue.clock import Clock
+from taskqueue.errors import UnknownTask
+from taskqueue.lifecycle import ENDED, State
+from taskqueue.outcome import Dead, Rules
+from taskqueue.record import Record, born, is_recorded, settled, started
+from taskqueue.store import sender
+from taskqueue.workitem import Workitem
+
+__all__ = ["MemoryStore", "Records"]
+
+MOST_ENDED = 100_000  # records of what has ended that are kept
+
+
+class Records:
+    """One for each id: that of its latest life.  Everything is called with `lock` held."""
+
+    def __init__(self, lock: threading.Lock, clock: Clock) -> None:
+        self.lock = lock
+        self.has_ended = threading.Condition(lock)
+        self._clock = clock
+        self._sender = sender()
+        self._records: dict[str, Record] = {}  # the latest that was sent comes last
+        self._ended: deque[str] = deque()
+
+    def born(self, queue: str, workitem: Workitem) -> None:
+        """It is sent to `queue`."""
+        if is_recorded(queue):
+            self._records.pop(workitem.id, None)
+            self._records[workitem.id] = born(workitem, sender=self._sender, now=self._clock.wall())
+
+    def started(self, underway: Underway) -> None:
+        """A worker process runs it."""
+        workitem = underway.delivery.workitem
+        self._change(workitem, lambda record: started(record, underway.run, underway.progress))
+
+    def settled(self, ended: Ended) -> None:
+        """A delivery of it has ended."""
+        delivery = ended.delivery
+        if is_recorded(delivery.queue):
+            self._change(
+                delivery.workitem,
+                lambda record: settled(
+                    record, delivery.workitem, ended.outcome, ended.rules,
+                    now=self._clock.wall(), run=ended.run, log=ended.log,
+                ),
+            )  # fmt: skip
+
+    def expired(self, workitem: Workitem) -> None:
+        """Its time was over before anybody had it."""
+        now = self._clock.wall()
+        self._change(workitem, lambda record: settled(record, workitem, Dead("expired"), Rules(), now=now))
+
+    def released(self, workitem: Workitem) -> None:
+        """Whoever had it has it no more."""
+        self._change(workitem, lambda record: replace(record, state=State.WAITING, running=None))
+
+    def cancelled(self, id: str) -> None:
+        """It was taken out of its queue."""
+        self._end(replace(self._records[id], state=State.CANCELLED, ended=self._clock.wall()))
+
+    def _change(self, workitem: Workitem, change: Callable[[Record], Record]) -> None:
+        record = self._records.get(workitem.id)
+        if record is not None:
+            self._end(change(record))
+
+    def _end(self, record: Record) -> None:
+        self._records[record.id] = record
+        if record.state not in ENDED:
+            return
+        self.has_ended.notify_all()
+        self._ended.append(record.id)
+        if len(self._ended) > MOST_ENDED:
+            oldest = self._records.get(self._ended.popleft())
+            if oldest is not None and oldest.state in ENDED:
+                del self._records[oldest.id]
+
+    def get(self, id: str) -> Record:
+        """As it is now.  Raises UnknownTask."""
+        try:
+            record = self._records[id]
+        except KeyError:
+            raise UnknownTask(id) from None
+        is_due = record.due is not None and record.due <= self._clock.wall()
+        return replace(record, state=State.WAITING) if record.state == State.SCHEDULED and is_due else record
+
+    def ids(self) -> list[str]:
+        """All, the latest that was sent first."""
+        return list(reversed(self._records))
+
+
+class MemoryStore:
+    """The contract.  `withdraw` takes a workitem out of where it waits; False where it does not."""
+
+    def __init__(self, records: Records, withdraw: Callable[[str], bool]) -> None:
+        self._records = records
+        self._withdraw = withdraw
+
+    def record(self, id: str) -> Record:
+        with self._records.lock:
+            return self._records.get(id)
+
+    def history(
+        self, *, reference: str = "", type: str = "", states: Sequence[State] = (), limit: int = 100
+    ) -> list[Record]:
+        with self._records.lock:
+            found = (
+                record
+                for record in map(self._records.get, self._records.ids())
+                if reference in ("", record.reference) and type in ("", record.type)
+                if not states or record.state in states
+            )
+            return list(itertools.islice(found, limit))
+
+    def wait(self, id: str, *, timeout: float | None) -> Record:
+        with self._records.lock:
+            self._records.has_ended.wait_for(lambda: self._records.get(id).state in ENDED, timeout)
+            return self._records.get(id)
+
+    def cancel(self, id: str) -> bool:
+        with self._records.lock:
+            self._records.get(id)
+            if not self._withdraw(id):
+                return False
+            self._records.cancelled(id)
+            return True
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,171 @@
+"""What is known of a workitem's life, as values.  A store keeps them; `taskqueue.lifecycle` has the states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from taskqueue.lifecycle import ENDED, State, after, at_first
+from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Payload, Release, Retry, Rules, TimedOut
+from taskqueue.workitem import INCOMING, Workitem
+
+__all__ = ["Attempt", "Progress", "Record", "Run", "born", "is_recorded", "settled", "started"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A workitem in a worker process.
+
+    started, ended: POSIX seconds; ended is None while it runs, and where nobody saw it end.
+    cpu: seconds of user and system time; with several workitems at once in a process None.
+    memory: the most that its process has used so far, bytes; None where the process did not live to say so.
+    """
+
+    host: str
+    user: str
+    pid: int
+    started: float
+    ended: float | None = None
+    cpu: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try, and what became of it.
+
+    number: 1 at first; a try that did not count, because its carrier died, has the number of the one after it.
+    outcome: `succeeded`, `failed`, `retry`, `crashed`, `timed out`, `rejected`, `malformed`, `released` or `lost`.
+    again: POSIX seconds from which the next one could begin; None where there was to be none.
+    log: the lines that the handler logged.
+    """
+
+    number: int
+    outcome: str
+    run: Run | None = None
+    error: str = ""
+    traceback: str = ""
+    again: float | None = None
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a handler says it is: `done` of `total`, in units of its own; `at`, POSIX seconds."""
+
+    done: float
+    total: float | None
+    note: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One workitem: what it is about, where it stands, and what happened to it.
+
+    type: empty until a dispatcher has found it out.
+    sent, due, ended: POSIX seconds; due is None where it was to be done at once, ended until it has.
+    sender: who sent it, as user@host:pid.
+    running: the attempt under way, as far as its carrier has said.
+    """
+
+    id: str
+    type: str
+    state: State
+    sent: float
+    sender: str = ""
+    reference: str = ""
+    priority: int = 0
+    due: float | None = None
+    ended: float | None = None
+    attempts: tuple[Attempt, ...] = ()
+    running: Run | None = None
+    progress: Progress | None = None
+    result: Payload | None = None
+
+
+def is_recorded(queue: str) -> bool:
+    """Whether a store keeps records of what waits in `queue`: of work, not of results and dead letters."""
+    return queue == INCOMING or queue.startswith("worker_")
+
+
+def born(workitem: Workitem, *, sender: str, now: float) -> Record:
+    """The record of a workitem that is sent at `now`, POSIX seconds."""
+    return Record(
+        id=workitem.id,
+        type=workitem.type,
+        state=at_first(workitem, now),
+        sent=now,
+        sender=sender,
+        reference=workitem.reference,
+        priority=workitem.priority or 0,
+        due=workitem.due,
+    )
+
+
+def started(record: Record, run: Run, progress: Progress | None) -> Record:
+    """The record of what a worker process is seen to run."""
+    return replace(record, state=State.RUNNING, running=run, progress=progress or record.progress)
+
+
+def settled(
+    record: Record,
+    workitem: Workitem,
+    outcome: Outcome,
+    rules: Rules,
+    *,
+    now: float,
+    run: Run | None = None,
+    log: tuple[str, ...] = (),
+) -> Record:
+    """The record after a delivery of `workitem` was settled at `now`, POSIX seconds."""
+    state = after(workitem, outcome, rules, now)
+    attempt = _attempt(workitem, outcome, state, run, log, now)
+    known = outcome.workitem if isinstance(outcome, Forward) else workitem
+    return replace(
+        record,
+        type=known.type,
+        reference=known.reference,
+        state=state,
+        ended=now if state in ENDED else None,
+        due=attempt.again if attempt is not None else known.due,
+        attempts=record.attempts if attempt is None else (*record.attempts, attempt),
+        running=None,
+        result=outcome.result if isinstance(outcome, Done) else record.result,
+    )
+
+
+def _attempt(
+    workitem: Workitem, outcome: Outcome, state: State, run: Run | None, log: tuple[str, ...], now: float
+) -> Attempt | None:
+    """What to remember of it; None where nothing was tried."""
+    what, error, traceback = _told(outcome)
+    if not what or (run is None and what == "released"):
+        return None
+    again = None if state in ENDED else now + outcome.delay if isinstance(outcome, Retry) else now
+    return Attempt(
+        number=workitem.attempt, outcome=what, run=run, error=error, traceback=traceback, again=again, log=log
+    )
+
+
+def _told(outcome: Outcome) -> tuple[str, str, str]:
+    """In a word, the error, and the traceback."""
+    match outcome:
+        case Done():
+            return "succeeded", "", ""
+        case Failed(error, traceback):
+            return "failed", error, traceback
+        case Retry(_, error, counts):
+            return {"failure": "failed", "attempt": "retry", "nothing": "released"}[counts], error, ""
+        case Crashed(how):
+            return "crashed", how, ""
+        case TimedOut(limit):
+            return "timed out", f"time limit of {limit:g} s", ""
+        case Dead(reason, detail):
+            return ("" if reason == "expired" else reason), detail, ""
+        case Release():
+            return "released", "", ""
+        case Forward():
+            return "", "", ""
+        case _:
+            assert_never(outcome)
