@@ -45,12 +45,14 @@ class Rules:
     dead_letters: whether a workitem that was given up is kept whole.
     max_crashes: with that many crashes a workitem is given up.
     worker: host:pid of the worker process, for whoever reads the result.
+    history: what a store keeps of them once they have ended: all of it, no more than how they ended, or nothing.
     """
 
     results_routing_key: str = ""
     dead_letters: bool = True
     max_crashes: int = 3
     worker: str = ""
+    history: Literal["full", "outcome", "off"] = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,13 @@ class Send:
     """One workitem to store in `queue`, due by its own `due`.
 
     required: False where a queue that does not exist is nobody's fault (the reply queue of a client that left).
+    goes_on: it is the workitem itself, on its way; not a result, a dead letter, or what its handler sent.
     """
 
     queue: str
     workitem: Workitem
     required: bool = True
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +178,11 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
                 failures=workitem.failures + (counts == "failure"),
                 due=now + delay if delay > 0 else None,
             )
-            return Effects((Send(queue, again),))
+            return Effects((Send(queue, again, goes_on=True),))
         case Crashed(how, result):
             again = replace(workitem, attempt=workitem.attempt + 1, crashes=workitem.crashes + 1)
             if again.crashes < rules.max_crashes:
-                return Effects((Send(queue, again),))
+                return Effects((Send(queue, again, goes_on=True),))
             error = f"worker process crashed: {how}"
             crashed = replace(workitem, crashes=again.crashes)
             return _given_up(crashed, rules, queue, now, "crashed", how, error, result)
@@ -186,7 +190,7 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
             detail = f"time limit of {limit:g} s"
             return _given_up(workitem, rules, queue, now, "timed out", detail, f"timed out: {detail}", result)
         case Forward(forwarded, to):
-            return Effects((Send(to or worker_queue(forwarded.type), forwarded),))
+            return Effects((Send(to or worker_queue(forwarded.type), forwarded, goes_on=True),))
         case Dead(reason, detail, result):
             error = f"{reason}: {detail}" if detail else reason
             return _given_up(workitem, rules, queue, now, reason, detail, error, result)

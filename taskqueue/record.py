@@ -9,7 +9,7 @@ from taskqueue.lifecycle import ENDED, State, after, at_first
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Payload, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import INCOMING, Workitem
 
-__all__ = ["Attempt", "Progress", "Record", "Run", "born", "is_recorded", "settled", "started"]
+__all__ = ["Attempt", "Progress", "Record", "Run", "attempt_of", "born", "is_recorded", "settled", "started"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def settled(
 ) -> Record:
     """The record after a delivery of `workitem` was settled at `now`, POSIX seconds."""
     state = after(workitem, outcome, rules, now)
-    attempt = _attempt(workitem, outcome, state, run, log, now)
+    attempt = attempt_of(workitem, outcome, state, now=now, run=run, log=log)
     known = outcome.workitem if isinstance(outcome, Forward) else workitem
     return replace(
         record,
@@ -135,10 +135,10 @@ def settled(
     )
 
 
-def _attempt(
-    workitem: Workitem, outcome: Outcome, state: State, run: Run | None, log: tuple[str, ...], now: float
+def attempt_of(
+    workitem: Workitem, outcome: Outcome, state: State, *, now: float, run: Run | None, log: tuple[str, ...]
 ) -> Attempt | None:
-    """What to remember of it; None where nothing was tried."""
+    """What to remember of a delivery that `outcome` brought to `state`; None where nothing was tried."""
     what, error, traceback = _told(outcome)
     if not what or (run is None and what == "released"):
         return None

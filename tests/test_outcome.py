@@ -129,5 +129,5 @@ def test_long_errors_fit_into_a_frame() -> None:
 def test_a_forward_goes_to_the_queue_of_its_type_and_a_release_nowhere() -> None:
     bare = Workitem(id="1", type="other", body=b"bare")
 
-    assert of(Forward(bare)) == Effects((Send("worker_other", bare),))
+    assert of(Forward(bare)) == Effects((Send("worker_other", bare, goes_on=True),))
     assert of(Release()) == Effects(ends=False)

@@ -13,8 +13,10 @@ from taskqueue.brokers.sqlite.consumer import SQLiteConsumer
 from taskqueue.brokers.sqlite.dead import SQLiteDeadLetters
 from taskqueue.brokers.sqlite.engine import Engine
 from taskqueue.brokers.sqlite.producer import SQLiteProducer
+from taskqueue.brokers.sqlite.store import SQLiteStore
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.errors import BrokerError
+from taskqueue.store import Store
 
 __all__ = ["SQLiteBroker", "open_broker"]
 
@@ -48,6 +50,9 @@ class SQLiteBroker:
 
     def watch(self, told: Callable[[str], None]) -> None:
         self._engine.watch(told)
+
+    def store(self) -> Store:
+        return SQLiteStore(self._path, self._synchronous, self._clock)
 
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: queues.declare(connection, queue))

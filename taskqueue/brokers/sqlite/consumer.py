@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
+from taskqueue.brokers.sqlite.history import Ending, ending, told
+from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
-from taskqueue.outcome import Effects, effects
 from taskqueue.workitem import Workitem
 
 __all__ = ["SQLiteConsumer"]
 
-Claimed = list[tuple[int, Workitem]]
+Claimed = list[tuple[int, Workitem, Life | None]]
 
 
 @dataclass(eq=False)
 class _Step:
     """What one transaction does for a consumer; more may be added until it begins."""
 
-    todo: dict[int, Effects] = field(default_factory=dict)
+    todo: dict[int, Ending] = field(default_factory=dict)
     room: int = 0
     done: asyncio.Task[set[int]] | None = None
 
@@ -39,6 +40,7 @@ class SQLiteConsumer:
         self._reserve = reserve
         self._lease = Lease()
         self._lent: dict[int, Delivery] = {}
+        self._lives: dict[int, Life] = {}
         self._asked = 0  # what transactions under way may still lend
         self._ready: deque[Delivery] = deque()
         self._paused = True
@@ -78,23 +80,24 @@ class SQLiteConsumer:
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         now = self._engine.clock.wall()
-        todo: dict[int, Effects] = {}
+        todo: dict[int, Ending] = {}
         mine = []
         for item in ended:
             delivery = item.delivery
             held = not delivery.lease.lost and self._lent.get(delivery.tag) is delivery and delivery.tag not in todo
             mine.append(held)
             if held:
-                todo[delivery.tag] = effects(delivery.workitem, item.outcome, item.rules, queue=delivery.queue, now=now)
+                todo[delivery.tag] = ending(item, self._lives.get(delivery.tag), now)
         if not todo:
             return mine
         counted = await self._write_and_claim(todo)
         return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
 
-    async def _write_and_claim(self, todo: dict[int, Effects]) -> set[int]:
+    async def _write_and_claim(self, todo: dict[int, Ending]) -> set[int]:
         """End deliveries, and lend as many as there is room for then; the tags that counted."""
         for tag in todo:
             del self._lent[tag]
+            self._lives.pop(tag, None)
         self._engine.ending += len(todo)
         step = self._next
         if step is None or len(step.todo) + len(todo) > LARGE:
@@ -120,9 +123,9 @@ class SQLiteConsumer:
         def work(connection: sqlite3.Connection, told: set[str]) -> tuple[set[int], Claimed]:
             now = engine.clock.wall()
             queues.declare(connection, self._queue)
-            counted, sent = queues.end(connection, step.todo, engine.carrier, now)
+            counted, sent = queues.end(connection, step.todo, engine.carrier, engine.sender, now)
             told |= sent
-            if not all(effect.ends for effect in step.todo.values()):
+            if not all(ending.effects.ends for ending in step.todo.values()):
                 told.add(self._queue)
             return counted, queues.claim(connection, self._queue, step.room, engine.carrier, now) if step.room else []
 
@@ -134,7 +137,9 @@ class SQLiteConsumer:
         return counted
 
     def _lend(self, claimed: Claimed) -> None:
-        for tag, workitem in claimed:
+        for tag, workitem, life in claimed:
+            if life is not None:
+                self._lives[tag] = life
             delivery = Delivery(workitem=workitem, queue=self._queue, tag=tag, lease=self._lease)
             self._lent[tag] = delivery
             self._ready.append(delivery)
@@ -142,7 +147,13 @@ class SQLiteConsumer:
             self._wake.set()
 
     async def report(self, underway: Sequence[Underway]) -> None:
-        """It is no store."""
+        running = [(told(one), one.delivery.tag) for one in underway if one.delivery.tag in self._lives]
+
+        def work(connection: sqlite3.Connection, _: set[str]) -> None:
+            queues.report(connection, self._engine.carrier, running)
+
+        if running:
+            await self._engine.write(work, begin=lambda: (len(running), False))
 
     def resize(self, reserve: int) -> None:
         if reserve > self._reserve:
@@ -161,6 +172,7 @@ class SQLiteConsumer:
         tags = [delivery.tag for delivery in deliveries]
         for tag in tags:
             self._lent.pop(tag, None)
+            self._lives.pop(tag, None)
 
         def work(connection: sqlite3.Connection, told: set[str]) -> None:
             queues.release(connection, self._engine.carrier, tags)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from taskqueue.brokers.sqlite.bell import Ringer
-from taskqueue.brokers.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
+from taskqueue.brokers.sqlite.schema import APPLICATION_ID, MIGRATIONS, VERSION
 from taskqueue.errors import BrokerError, BrokerUnavailable
 
 __all__ = ["Database", "places"]
@@ -73,9 +73,10 @@ class Database:
         if version < VERSION:
             with self.writing():
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version < VERSION:  # and nobody else was faster
-                    for statement in SCHEMA.split(";"):
+                for script in MIGRATIONS[version:]:  # none where somebody else was faster
+                    for statement in script.split(";"):
                         connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def writing(self, *, durable: bool = True) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A write transaction: all of it is there at the end, or none of it.

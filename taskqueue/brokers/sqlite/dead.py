@@ -10,8 +10,10 @@ from typing import TypeVar
 from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.history import Ending
 from taskqueue.clock import Clock
 from taskqueue.outcome import effects
+from taskqueue.store import sender
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
 __all__ = ["SQLiteDeadLetters"]
@@ -62,15 +64,17 @@ class SQLiteDeadLetters:
         if self._lease.lost:
             return [False] * len(ended)
 
-        now = self._clock.wall()
+        now, who = self._clock.wall(), sender()
         todo = {
-            item.delivery.tag: effects(item.delivery.workitem, item.outcome, item.rules, queue=DEAD_LETTERS, now=now)
+            item.delivery.tag: Ending(
+                effects(item.delivery.workitem, item.outcome, item.rules, queue=DEAD_LETTERS, now=now)
+            )
             for item in ended
         }
 
         def end(database: Database) -> list[bool]:
             with database.writing() as connection:
-                counted, told = queues.end(connection, todo, None, now)
+                counted, told = queues.end(connection, todo, None, who, now)
             database.ring(told)
             return [item.delivery.tag in counted for item in ended]
 

@@ -22,6 +22,7 @@ from taskqueue.brokers.sqlite.database import Database, places
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
+from taskqueue.store import sender
 
 __all__ = ["LARGE", "Engine"]
 
@@ -57,6 +58,7 @@ class Engine:
     ) -> None:
         self.path = path
         self.carrier = 0
+        self.sender = sender()
         self.clock = clock
         self.ending = 0  # workitems that the next transactions are about
         self.listeners: list[Callable[[set[str]], None]] = []

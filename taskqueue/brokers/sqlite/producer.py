@@ -17,6 +17,7 @@ from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database, places
 from taskqueue.clock import Clock
+from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["SQLiteProducer"]
@@ -34,6 +35,7 @@ class SQLiteProducer:
         self._clock = clock
         self._using = threading.Lock()
         self._pid = 0
+        self._sender = ""
         self._database: Database | None = None
         self._reply_queue = ""
         self._bell: Bell | None = None
@@ -47,6 +49,7 @@ class SQLiteProducer:
                 # What a parent process had open is left alone: closing it here would drop the parent's locks.
                 self._database = Database(self._path, synchronous=self._synchronous)
                 self._pid = os.getpid()
+                self._sender = sender()
                 self._reply_queue, self._bell = "", None
                 self._replies.clear()
                 self._declared.clear()
@@ -57,12 +60,14 @@ class SQLiteProducer:
         if reply:
             reply_to = self._listen()
             named = [replace(w, reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
-        items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
-        told = {name for name, _ in items}
+        to = [queue or worker_queue(workitem.type) for workitem in named]
+        told = set(to)
         with self._opened() as database:
             with database.writing() as connection:
                 for name in told - self._declared:
                     queues.declare(connection, name)
+                lives = {name: queues.born(name, self._sender) for name in told}
+                items = [(name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True)]
                 queues.put(connection, items, self._clock.wall())
             self._declared |= told
             database.ring(told)

@@ -6,13 +6,19 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, from_row, to_row
-from taskqueue.outcome import Effects
-from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem
+from taskqueue.brokers.sqlite import history
+from taskqueue.brokers.sqlite.history import Ending
+from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, Life, from_row, to_row
+from taskqueue.record import is_recorded
+from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, sent_at
 
 __all__ = [
+    "ENDED",
     "REPLIES",
+    "born",
+    "cancel",
     "claim",
     "declare",
     "end",
@@ -22,13 +28,17 @@ __all__ = [
     "numbers",
     "put",
     "ready",
+    "record",
     "register",
     "release",
+    "report",
     "take",
     "trim",
     "waiting",
 ]
 
+ENDED = "taskqueue.ended"
+"""What is rung for when records of workitems have ended; no queue has this name."""
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
@@ -39,10 +49,11 @@ _FIRST = f"""INSERT INTO workitems (seq, {COLUMNS})
 _NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
 # Many rows in one step of one statement: each step lets other threads of this process in, and has to get back again.
 _MORE = [(count, _NEXT + f",({_PLACES})" * (count - 1)) for count in (64, 16, 4, 1)]
+_LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
-def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], now: float) -> None:
+def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem, Life | None]], now: float) -> None:
     """Store workitems in queues, in order."""
     if not items:
         return
@@ -50,7 +61,7 @@ def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], n
     begin = 1
     for count, statement in _MORE:
         while len(items) - begin >= count:
-            rows = [value for queue, item in items[begin : begin + count] for value in to_row(queue, item, now)]
+            rows = [value for item in items[begin : begin + count] for value in to_row(*item, now)]
             connection.execute(statement, rows)
             begin += count
 
@@ -93,8 +104,8 @@ def next_due(connection: sqlite3.Connection) -> float | None:
 
 def claim(
     connection: sqlite3.Connection, queue: str, limit: int, carrier: int, now: float
-) -> list[tuple[int, Workitem]]:
-    """Lend up to `limit` workitems to `carrier`: sequence number and workitem, first to last."""
+) -> list[tuple[int, Workitem, Life | None]]:
+    """Lend up to `limit` workitems to `carrier`: sequence number, workitem and its life, first to last."""
     connection.execute(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
@@ -102,11 +113,11 @@ def claim(
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
-        ) RETURNING priority, seq, {_FIELDS}""",
+        ) RETURNING priority, seq, {_LIFE}, {_FIELDS}""",
         (carrier, queue, limit),
     ).fetchall()
     rows.sort(key=lambda row: (-row[0], row[1]))  # RETURNING has no order
-    return [(row[1], from_row(row[2:])) for row in rows]
+    return [(row[1], from_row(row[5:]), _life(row[2:5])) for row in rows]
 
 
 def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
@@ -124,17 +135,19 @@ def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> Non
     # By that index, or every claim would read the whole queue.
     expired = connection.execute(
         f"""DELETE FROM workitems INDEXED BY expiring
-        WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_FIELDS}""",
+        WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_LIFE}, {_FIELDS}""",
         (queue, now),
     ).fetchall()
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
-        items = [from_row(row) for row in expired]
-        put(connection, [(DROPPED, replace(i, expiration=None, headers={**i.headers, **death})) for i in items], now)
+        items = [(from_row(row[3:]), _life(row[:3])) for row in expired]
+        record(connection, [history.expired(item, life, now) for item, life in items if life is not None])
+        dropped = [replace(item, expiration=None, headers={**item.headers, **death}) for item, _ in items]
+        put(connection, [(DROPPED, item, None) for item in dropped], now)
 
 
 def end(
-    connection: sqlite3.Connection, todo: Mapping[int, Effects], carrier: int | None, now: float
+    connection: sqlite3.Connection, todo: Mapping[int, Ending], carrier: int | None, sender: str, now: float
 ) -> tuple[set[int], set[str]]:
     """End deliveries, by their numbers, with their effects: those that counted, and the queues that got something.
 
@@ -145,18 +158,68 @@ def end(
         f"carrier IS ? AND state = {WAITING if carrier is None else LENT} AND seq IN (SELECT value FROM json_each(?))"
     )
     statements = {
-        True: f"DELETE FROM workitems WHERE {held} RETURNING seq",
-        False: f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE {held} RETURNING seq",
+        True: f"DELETE FROM workitems WHERE {held} RETURNING seq, running",
+        False: f"UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '' WHERE {held} RETURNING seq, ''",
     }
-    counted: set[int] = set()
+    counted: dict[int, str] = {}
     for ends, statement in statements.items():
-        numbers = [number for number, effects in todo.items() if effects.ends is ends]
+        numbers = [number for number, ending in todo.items() if ending.effects.ends is ends]
         if numbers:
-            counted.update(number for (number,) in connection.execute(statement, (carrier, json.dumps(numbers))))
-    sends = [send for number, effects in todo.items() if number in counted for send in effects.sends]
-    there = {queue: _there(connection, queue) for queue in {send.queue for send in sends}}
-    put(connection, [(send.queue, send.workitem) for send in sends if there[send.queue]], now)
-    return counted, {queue for queue, is_there in there.items() if is_there}
+            counted.update(connection.execute(statement, (carrier, json.dumps(numbers))))
+    endings = [(todo[number], number, running) for number, running in counted.items()]
+    told = {ENDED} if any(ending.record for ending, _, _ in endings) else set()
+    record(connection, [_ran(ending.record, running) for ending, _, running in endings if ending.record is not None])
+    connection.executemany(
+        "UPDATE workitems SET story = ? WHERE seq = ?",
+        [(e.life.story, n) for e, n, _ in endings if not e.effects.ends and e.life is not None and e.life.story],
+    )
+    sends = [
+        (send, (todo[number].life if send.goes_on else None) or born(send.queue, sender))
+        for number in todo
+        if number in counted
+        for send in todo[number].effects.sends
+    ]
+    there = {queue: _there(connection, queue) for queue in {send.queue for send, _ in sends}}
+    put(connection, [(send.queue, send.workitem, life) for send, life in sends if there[send.queue]], now)
+    return set(counted), told | {queue for queue, is_there in there.items() if is_there}
+
+
+def _ran(values: tuple[Any, ...], running: str) -> tuple[Any, ...]:
+    return (*values[:9], running, *values[10:]) if running else values
+
+
+def record(connection: sqlite3.Connection, records: Sequence[tuple[Any, ...]]) -> None:
+    """Keep records of what has ended."""
+    # OR REPLACE: should a clock that was set back ever give a number twice, no transaction may hang on it.
+    places = ",".join("?" * len(history.ENDED_COLUMNS.split(",")))
+    connection.executemany(f"INSERT OR REPLACE INTO ended ({history.ENDED_COLUMNS}) VALUES ({places})", records)
+
+
+def born(queue: str, sender: str) -> Life | None:
+    """The life of what is sent to `queue`; None where there is no record of it."""
+    return Life(0, sender, "") if is_recorded(queue) else None
+
+
+def report(connection: sqlite3.Connection, carrier: int, running: Sequence[tuple[str, int]]) -> None:
+    """Write down what runs: what is said of it, and its number."""
+    sql = f"UPDATE workitems SET running = ? WHERE seq = ? AND carrier = {carrier} AND state = {LENT}"
+    connection.executemany(sql, running)
+
+
+def cancel(connection: sqlite3.Connection, id: str, now: float) -> bool:
+    """Take a live workitem out of its queue for good; False where that is too late."""
+    rows = connection.execute(
+        f"""DELETE FROM workitems WHERE born IS NOT NULL AND seq >= ? AND id = ? AND state IN ({WAITING}, {SCHEDULED})
+        RETURNING {_LIFE}, {_FIELDS}""",
+        (int(sent_at(id) * 1_000_000), id),
+    ).fetchall()
+    lives = [(from_row(row[3:]), _life(row[:3])) for row in rows]
+    record(connection, [history.cancelled(workitem, life, now) for workitem, life in lives if life is not None])
+    return bool(rows)
+
+
+def _life(columns: Sequence[Any]) -> Life | None:
+    return None if columns[0] is None else Life(*columns)
 
 
 def _there(connection: sqlite3.Connection, queue: str) -> bool:
@@ -182,7 +245,7 @@ def waiting(connection: sqlite3.Connection, chosen: Sequence[int]) -> list[tuple
 
 def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:
     """Give back what `carrier` was lent: these, or all, and then it is forgotten."""
-    sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL WHERE state = {LENT} AND carrier = ?"
+    sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '' WHERE state = {LENT} AND carrier = ?"
     if numbers is None:
         connection.execute(sql, (carrier,))
         connection.execute("DELETE FROM carriers WHERE id = ?", (carrier,))

@@ -8,14 +8,25 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskqueue.workitem import Workitem
 
-__all__ = ["APPLICATION_ID", "COLUMNS", "LENT", "SCHEDULED", "SCHEMA", "VERSION", "WAITING", "from_row", "to_row"]
+__all__ = [
+    "APPLICATION_ID",
+    "COLUMNS",
+    "LENT",
+    "MIGRATIONS",
+    "SCHEDULED",
+    "VERSION",
+    "WAITING",
+    "Life",
+    "from_row",
+    "to_row",
+]
 
 APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
-VERSION = 1
+VERSION = 2
 
 WAITING, SCHEDULED, LENT = 0, 1, 2
 
@@ -23,7 +34,7 @@ WAITING, SCHEDULED, LENT = 0, 1, 2
 # no other one, which AUTOINCREMENT would promise at the price of one more page in each transaction.
 # The indexes are partial, so that each holds only the rows that its question is about.  What is lent has none: only the
 # death of a carrier asks for it.
-SCHEMA = f"""
+_FIRST = f"""
 CREATE TABLE workitems (
     seq INTEGER PRIMARY KEY,
     queue TEXT NOT NULL,
@@ -48,17 +59,57 @@ CREATE INDEX expiring ON workitems (expires) WHERE expires IS NOT NULL;
 CREATE TABLE queues (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE carriers (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, since REAL NOT NULL) STRICT;
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
 """
+
+# born: the first seq of this life, by which its record is known; 0: seq itself.  NULL: it is a result or a dead letter.
+# story: its attempts so far.  running: the one under way.  (All of them JSON; see `history`.)
+# Live workitems are found by their id through its time, which is theirs, too (`workitem.sent_at`).
+_SECOND = """
+ALTER TABLE workitems ADD COLUMN born INTEGER;
+ALTER TABLE workitems ADD COLUMN sender TEXT NOT NULL DEFAULT '';
+ALTER TABLE workitems ADD COLUMN story TEXT NOT NULL DEFAULT '';
+ALTER TABLE workitems ADD COLUMN running TEXT NOT NULL DEFAULT '';
+CREATE INDEX referring ON workitems (reference) WHERE reference <> '' AND born IS NOT NULL;
+CREATE TABLE ended (
+    born INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    reference TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    sender TEXT NOT NULL,
+    ended REAL NOT NULL,
+    story TEXT NOT NULL,
+    running TEXT NOT NULL,
+    result_type TEXT,
+    result BLOB
+) STRICT;
+CREATE INDEX ended_ids ON ended (id);
+CREATE INDEX ended_referring ON ended (reference) WHERE reference <> '';
+"""
+
+MIGRATIONS = (_FIRST, _SECOND)
+"""The scripts that lead from one version of the schema to the next; the version is how many were applied."""
 
 COLUMNS = (
     "queue, state, priority, due, expires, "
-    "id, type, reference, content_type, attempt, crashes, failures, properties, body"
+    "id, type, reference, content_type, attempt, crashes, failures, properties, body, born, sender, story"
 )
 _TEXTS = ("content_encoding", "correlation_id", "reply_to")
 
 
-def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
+class Life(NamedTuple):
+    """What goes on from row to row while it is one life; the columns of these names."""
+
+    born: int | None
+    sender: str
+    story: str
+
+
+_NO_LIFE = Life(None, "", "")
+
+
+def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[Any, ...]:
     """The values of COLUMNS for `workitem` in `queue`."""
     properties: dict[str, Any] = {name: value for name in _TEXTS if (value := getattr(workitem, name))}
     if workitem.headers:
@@ -87,6 +138,7 @@ def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
         workitem.failures,
         _encoder.encode(properties) if properties else "",
         workitem.body,
+        *(life or _NO_LIFE),
     )
 
 

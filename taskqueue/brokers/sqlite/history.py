@@ -1,0 +1,192 @@
+"""What is written down of a workitem's life, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from taskqueue.broker import Ended, Underway
+from taskqueue.brokers.sqlite.schema import SCHEDULED, Life
+from taskqueue.lifecycle import ENDED, State, after
+from taskqueue.outcome import Done, Effects, Payload, effects
+from taskqueue.record import Attempt, Progress, Record, Run, attempt_of
+from taskqueue.workitem import Workitem, sent_at
+
+__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "records", "told"]
+
+ENDED_COLUMNS = "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result"
+_LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs as much as what it does
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What one transaction does for a delivery that has ended.
+
+    life: of what goes on of it.  record: the values of ENDED_COLUMNS, if it has ended for good and a record is kept;
+    what was said while it ran takes the place of its `running`.
+    """
+
+    effects: Effects
+    life: Life | None = None
+    record: tuple[Any, ...] | None = None
+
+
+def ending(item: Ended, life: Life | None, now: float) -> Ending:
+    """Decide what becomes of a delivery.  No I/O: the same arguments give the same answer."""
+    delivery, outcome, rules = item.delivery, item.outcome, item.rules
+    workitem = delivery.workitem
+    todo = effects(workitem, outcome, rules, queue=delivery.queue, now=now)
+    if life is None:
+        return Ending(todo)
+    state = after(workitem, outcome, rules, now)
+    attempt = attempt_of(workitem, outcome, state, now=now, run=item.run, log=item.log)
+    life = life if attempt is None else Life(life.born, life.sender, _more(life.story, attempt))
+    if state not in ENDED or rules.history == "off":
+        return Ending(todo, life)
+    result = outcome.result if isinstance(outcome, Done) and rules.history == "full" else None
+    return Ending(todo, None, _ended(workitem, life, state, now, result, story=rules.history == "full"))
+
+
+def _ended(
+    workitem: Workitem, life: Life, state: State, now: float, result: Payload | None = None, *, story: bool = True
+) -> tuple[Any, ...]:
+    return (
+        life.born,
+        workitem.id,
+        workitem.type,
+        workitem.reference,
+        workitem.priority or 0,
+        state,
+        life.sender,
+        now,
+        life.story if story else "",
+        "",
+        None if result is None else result.content_type,
+        None if result is None else result.body,
+    )
+
+
+def expired(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
+    """The values of ENDED_COLUMNS for what expired."""
+    return _ended(workitem, life, State.EXPIRED, now)
+
+
+def cancelled(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
+    """The values of ENDED_COLUMNS for what was cancelled."""
+    return _ended(workitem, life, State.CANCELLED, now)
+
+
+def _more(story: str, attempt: Attempt) -> str:
+    run = attempt.run
+    text = _encode(
+        (
+            attempt.number,
+            attempt.outcome,
+            run and (run.host, run.user, run.pid, run.started, run.ended, run.cpu, run.memory),
+            attempt.error,
+            attempt.traceback,
+            attempt.again,
+            attempt.log,
+        )
+    )
+    return f"{story[:-1]},{text}]" if story else f"[{text}]"
+
+
+def told(one: Underway) -> str:
+    """What the column `running` has for it."""
+    return _encode((astuple(one.run), one.progress and astuple(one.progress)))
+
+
+# From rows to records.
+
+
+def find(connection: sqlite3.Connection, id: str) -> Record | None:
+    """The record of the latest life of `id`; None where there is none."""
+    live = connection.execute(
+        f"SELECT {_LIVE} FROM workitems WHERE born IS NOT NULL AND seq >= ? AND id = ? ORDER BY seq DESC LIMIT 1",
+        (int(sent_at(id) * 1_000_000), id),
+    ).fetchone()
+    if live is not None:
+        return _from_live(live)
+    ended = connection.execute(
+        f"SELECT {ENDED_COLUMNS} FROM ended WHERE id = ? ORDER BY born DESC LIMIT 1", (id,)
+    ).fetchone()
+    return None if ended is None else _from_ended(ended)
+
+
+def records(
+    connection: sqlite3.Connection, *, reference: str, type: str, states: Sequence[State], limit: int
+) -> list[Record]:
+    """Records, the latest first; empty: of any."""
+    conditions = [f"{name} = :{name}" for name, value in (("reference", reference), ("type", type)) if value]
+    values: dict[str, Any] = {"reference": reference, "type": type, "limit": limit}
+    ended_in = [state for state in states or ENDED if state in ENDED]
+    found: list[Record] = []
+    if not states or len(ended_in) < len(states):
+        where = " AND ".join(["born IS NOT NULL", *conditions])
+        rows = connection.execute(f"SELECT {_LIVE} FROM workitems WHERE {where} ORDER BY seq DESC", values)
+        for row in rows:
+            record = _from_live(row)
+            if not states or record.state in states:
+                found.append(record)
+            if len(found) == limit:
+                break
+    if ended_in:
+        where = " AND ".join([f"state IN ({','.join(repr(str(state)) for state in ended_in)})", *conditions])
+        sql = f"SELECT {ENDED_COLUMNS} FROM ended WHERE {where} ORDER BY born DESC LIMIT :limit"
+        found += map(_from_ended, connection.execute(sql, values))
+    return sorted(found, key=lambda record: record.sent, reverse=True)[:limit]
+
+
+def _from_live(row: Sequence[Any]) -> Record:
+    seq, born, id, type, reference, priority, number, sender, due, attempt, story, running = row
+    attempts = _attempts(story)
+    run, progress = _running(running)
+    if run is not None:
+        state = State.RUNNING
+    elif attempt > 1 or (attempts and attempts[-1].outcome != "released"):
+        state = State.RETRYING
+    else:
+        state = State.SCHEDULED if number == SCHEDULED else State.WAITING
+    return Record(
+        id=id, type=type, state=state, sent=(born or seq) / 1e6, sender=sender, reference=reference,
+        priority=priority, due=due, attempts=attempts, running=run, progress=progress,
+    )  # fmt: skip
+
+
+def _from_ended(row: Sequence[Any]) -> Record:
+    born, id, type, reference, priority, state, sender, ended, story, running, result_type, result = row
+    return Record(
+        id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
+        ended=ended, attempts=_attempts(story), progress=_running(running)[1],
+        result=None if result is None else Payload(result, result_type),
+    )  # fmt: skip
+
+
+def _attempts(story: str) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(
+            number=number, outcome=outcome, run=run and _run(run), error=error, traceback=traceback, again=again,
+            log=tuple(log),
+        )
+        for number, outcome, run, error, traceback, again, log in json.loads(story or "[]")
+    )  # fmt: skip
+
+
+def _run(values: Sequence[Any]) -> Run:
+    host, user, pid, started, ended, cpu, memory = values
+    return Run(host=host, user=user, pid=pid, started=started, ended=ended, cpu=cpu, memory=memory)
+
+
+def _running(text: str) -> tuple[Run | None, Progress | None]:
+    if not text:
+        return None, None
+    run, progress = json.loads(text)
+    if progress is None:
+        return _run(run), None
+    done, total, note, at = progress
+    return _run(run), Progress(done=done, total=total, note=note, at=at)

@@ -1,0 +1,86 @@
+"""Answers questions about the workitems of the file, live or ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from taskqueue.brokers.sqlite import history, queues
+from taskqueue.brokers.sqlite.bell import Bell
+from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.clock import Clock
+from taskqueue.errors import UnknownTask
+from taskqueue.lifecycle import ENDED, State
+from taskqueue.record import Record
+
+__all__ = ["SQLiteStore"]
+
+LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for
+
+
+class SQLiteStore:
+    """The contract.  Reading waits for nobody."""
+
+    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._using = threading.Lock()
+        self._pid = 0
+        self._database: Database | None = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Database]:
+        with self._using:
+            if self._database is None or self._pid != os.getpid():  # what a parent process had open is left alone
+                self._database = Database(self._path, synchronous=self._synchronous)
+                self._pid = os.getpid()
+            yield self._database
+
+    def record(self, id: str) -> Record:
+        with self._opened() as database, database.reading() as connection:
+            record = history.find(connection, id)
+        if record is None:
+            raise UnknownTask(id)
+        return record
+
+    def history(
+        self, *, reference: str = "", type: str = "", states: Sequence[State] = (), limit: int = 100
+    ) -> list[Record]:
+        with self._opened() as database, database.reading() as connection:
+            return history.records(connection, reference=reference, type=type, states=states, limit=limit)
+
+    def wait(self, id: str, *, timeout: float | None) -> Record:
+        record = self.record(id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        bell = Bell(places(self._path))
+        try:
+            while (record := self.record(id)).state not in ENDED:
+                left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
+                if left <= 0:
+                    break
+                select.select([bell.socket], [], [], left)
+                bell.heard()
+        finally:
+            bell.close()
+        return record
+
+    def cancel(self, id: str) -> bool:
+        self.record(id)
+        with self._opened() as database:
+            with database.writing() as connection:
+                done = queues.cancel(connection, id, self._clock.wall())
+            if done:
+                database.ring({queues.ENDED})
+        return done
+
+    def close(self) -> None:
+        with self._using:
+            if self._database is not None and self._pid == os.getpid():
+                self._database.close()
+                self._database = None
