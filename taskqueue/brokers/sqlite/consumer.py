@@ -12,6 +12,7 @@ from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.brokers.sqlite.history import Ending, ending, told
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
 from taskqueue.workitem import Workitem
@@ -120,14 +121,15 @@ class SQLiteConsumer:
             engine.ending -= len(step.todo)
             return len(step.todo) + step.room, bool(step.todo)  # with the host, what was lent is gone anyway
 
-        def work(connection: sqlite3.Connection, told: set[str]) -> tuple[set[int], Claimed]:
+        def work(connection: sqlite3.Connection, outbox: Outbox) -> tuple[set[int], Claimed]:
             now = engine.clock.wall()
             queues.declare(connection, self._queue)
-            counted, sent = queues.end(connection, step.todo, engine.carrier, engine.sender, now)
-            told |= sent
+            counted = queues.end(connection, outbox, step.todo, engine.carrier, engine.sender, now)
             if not all(ending.effects.ends for ending in step.todo.values()):
-                told.add(self._queue)
-            return counted, queues.claim(connection, self._queue, step.room, engine.carrier, now) if step.room else []
+                outbox.told.add(self._queue)
+            if not step.room:
+                return counted, []
+            return counted, queues.claim(connection, outbox, self._queue, step.room, engine.carrier, now)
 
         def then(result: tuple[set[int], Claimed]) -> None:
             self._asked -= step.room
@@ -149,7 +151,7 @@ class SQLiteConsumer:
     async def report(self, underway: Sequence[Underway]) -> None:
         running = [(told(one), one.delivery.tag) for one in underway if one.delivery.tag in self._lives]
 
-        def work(connection: sqlite3.Connection, _: set[str]) -> None:
+        def work(connection: sqlite3.Connection, _: Outbox) -> None:
             queues.report(connection, self._engine.carrier, running)
 
         if running:
@@ -174,9 +176,9 @@ class SQLiteConsumer:
             self._lent.pop(tag, None)
             self._lives.pop(tag, None)
 
-        def work(connection: sqlite3.Connection, told: set[str]) -> None:
+        def work(connection: sqlite3.Connection, outbox: Outbox) -> None:
             queues.release(connection, self._engine.carrier, tags)
-            told.add(self._queue)
+            outbox.told.add(self._queue)
 
         if tags:
             await self._engine.write(work)
@@ -192,5 +194,5 @@ class SQLiteConsumer:
         await self._give_back(list(self._lent.values()))
 
 
-def _nothing(connection: sqlite3.Connection, told: set[str]) -> None:
+def _nothing(connection: sqlite3.Connection, outbox: Outbox) -> None:
     """A transaction that only comes after those before it."""

@@ -11,6 +11,7 @@ from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.history import Ending
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.clock import Clock
 from taskqueue.outcome import effects
 from taskqueue.store import sender
@@ -74,8 +75,10 @@ class SQLiteDeadLetters:
 
         def end(database: Database) -> list[bool]:
             with database.writing() as connection:
-                counted, told = queues.end(connection, todo, None, who, now)
-            database.ring(told)
+                outbox = Outbox()
+                counted = queues.end(connection, outbox, todo, None, who, now)
+                outbox.store(connection)
+            database.ring(outbox.told)
             return [item.delivery.tag in counted for item in ended]
 
         return await self._do(end)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
@@ -28,7 +29,7 @@ __all__ = ["LARGE", "Engine"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection, set[str]], T]
+Work = Callable[[sqlite3.Connection, Outbox], T]
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
 LARGE = 256
@@ -94,8 +95,8 @@ class Engine:
     ) -> T:
         """Have `work` done in a transaction, and wait until it is stored.
 
-        work: gets the connection, and a set for the names of queues that it put something in.  It may be called more
-        than once: a transaction that fails (a full disk) is tried again until it passes.
+        work: gets the connection, and an outbox for what is only to be stored.  It may be called more than once: a
+        transaction that fails (a full disk) is tried again until it passes.
         then: called with what it returned, in the event loop, also where nobody waits any more.
         begin: called in the event loop, just before it is done; says how many workitems it is about, and whether it has
         to be durable (see Database.writing).
@@ -164,35 +165,38 @@ class Engine:
             quiet = 0 if self.ending > before else quiet + 1
 
     async def _transaction(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
-        """Statements in this thread, and what waits, for other processes or the disk, in the other.
+        """Statements of many steps in this thread; what waits, for other processes or the disk, in the other.
 
         Each step of a statement lets other threads run, and waits for them then: in the other thread, many steps while
-        this one is busy would take twice as long.
+        this one is busy would take twice as long.  Those of an outbox are few.
         """
         database = self._database
         if database is None or not database.begin(wait=False, durable=durable):
             return await self._in_thread(functools.partial(self._in_turn, batch, durable))
-        told: set[str] = set()
+        outbox = Outbox()
         with database.inside() as connection:
-            results = [operation.work(connection, told) for operation in batch]
+            results = [operation.work(connection, outbox) for operation in batch]
 
         def commit() -> None:
+            with database.inside() as connection:
+                outbox.store(connection)
             database.commit()
-            database.ring(told)
+            database.ring(outbox.told)
 
         if durable:
             await self._in_thread(commit)
         else:
             commit()
-        return results, told
+        return results, outbox.told
 
     def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
-        told: set[str] = set()
+        outbox = Outbox()
         database = self._open()
         with database.writing(durable=durable) as connection:
-            results = [operation.work(connection, told) for operation in batch]
-        database.ring(told)
-        return results, told
+            results = [operation.work(connection, outbox) for operation in batch]
+            outbox.store(connection)
+        database.ring(outbox.told)
+        return results, outbox.told
 
     def _open(self) -> Database:
         if self._database is None:
@@ -230,7 +234,7 @@ class Engine:
         for turn in itertools.count():
             await asyncio.sleep(LOOK_EVERY)
             if turn % CHORES_EVERY == 0:
-                await self.write(lambda connection, told: self._chores(connection))
+                await self.write(lambda connection, _: self._chores(connection))
             if await self.read(self._orphans):
                 await self.write(self._adopt)
             for listener in self.listeners:
@@ -241,7 +245,7 @@ class Engine:
         others = connection.execute("SELECT id FROM carriers WHERE id <> ?", (self.carrier,)).fetchall()
         return [number for (number,) in others if not _alive(self.path, number)]
 
-    def _adopt(self, connection: sqlite3.Connection, told: set[str]) -> None:
+    def _adopt(self, connection: sqlite3.Connection, _: Outbox) -> None:
         """Give back what dead carriers had been lent."""
         for number in self._orphans(connection):
             queues.release(connection, number)

@@ -16,6 +16,7 @@ from pathlib import Path
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.clock import Clock
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
@@ -67,8 +68,9 @@ class SQLiteProducer:
                 for name in told - self._declared:
                     queues.declare(connection, name)
                 lives = {name: queues.born(name, self._sender) for name in told}
-                items = [(name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True)]
-                queues.put(connection, items, self._clock.wall())
+                outbox = Outbox()
+                outbox.put(((name, w, lives[name]) for name, w in zip(to, named, strict=True)), self._clock.wall())
+                outbox.store(connection)
             self._declared |= told
             database.ring(told)
         return [workitem.id for workitem in named]

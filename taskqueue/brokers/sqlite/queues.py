@@ -10,12 +10,12 @@ from typing import Any
 
 from taskqueue.brokers.sqlite import history
 from taskqueue.brokers.sqlite.history import Ending
-from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, Life, from_row, to_row
+from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.schema import LENT, SCHEDULED, WAITING, Life, from_row
 from taskqueue.record import is_recorded
 from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, sent_at
 
 __all__ = [
-    "ENDED",
     "REPLIES",
     "born",
     "cancel",
@@ -26,9 +26,7 @@ __all__ = [
     "forget",
     "next_due",
     "numbers",
-    "put",
     "ready",
-    "record",
     "register",
     "release",
     "report",
@@ -37,33 +35,11 @@ __all__ = [
     "waiting",
 ]
 
-ENDED = "taskqueue.ended"
-"""What is rung for when records of workitems have ended; no queue has this name."""
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
-_PLACES = ",".join("?" * len(COLUMNS.split(",")))
-# The first number is the time, but beyond all that are there; each of the others, whose own is NULL, gets the next.
-_FIRST = f"""INSERT INTO workitems (seq, {COLUMNS})
-    VALUES (max(?, (SELECT ifnull(max(seq), 0) + 1 FROM workitems)), {_PLACES})"""
-_NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
-# Many rows in one step of one statement: each step lets other threads of this process in, and has to get back again.
-_MORE = [(count, _NEXT + f",({_PLACES})" * (count - 1)) for count in (64, 16, 4, 1)]
 _LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
-
-
-def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem, Life | None]], now: float) -> None:
-    """Store workitems in queues, in order."""
-    if not items:
-        return
-    connection.execute(_FIRST, (int(now * 1_000_000), *to_row(*items[0], now)))
-    begin = 1
-    for count, statement in _MORE:
-        while len(items) - begin >= count:
-            rows = [value for item in items[begin : begin + count] for value in to_row(*item, now)]
-            connection.execute(statement, rows)
-            begin += count
 
 
 def declare(connection: sqlite3.Connection, queue: str) -> bool:
@@ -103,13 +79,13 @@ def next_due(connection: sqlite3.Connection) -> float | None:
 
 
 def claim(
-    connection: sqlite3.Connection, queue: str, limit: int, carrier: int, now: float
+    connection: sqlite3.Connection, outbox: Outbox, queue: str, limit: int, carrier: int, now: float
 ) -> list[tuple[int, Workitem, Life | None]]:
     """Lend up to `limit` workitems to `carrier`: sequence number, workitem and its life, first to last."""
     connection.execute(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
-    _drop_expired(connection, queue, now)
+    _drop_expired(connection, outbox, queue, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
@@ -131,7 +107,7 @@ def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workite
     return [from_row(row[:-1]) for row in sorted(rows, key=lambda row: row[-1])]
 
 
-def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> None:
+def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float) -> None:
     # By that index, or every claim would read the whole queue.
     expired = connection.execute(
         f"""DELETE FROM workitems INDEXED BY expiring
@@ -141,15 +117,20 @@ def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> Non
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         items = [(from_row(row[3:]), _life(row[:3])) for row in expired]
-        record(connection, [history.expired(item, life, now) for item, life in items if life is not None])
+        outbox.record(history.expired(item, life, now) for item, life in items if life is not None)
         dropped = [replace(item, expiration=None, headers={**item.headers, **death}) for item, _ in items]
-        put(connection, [(DROPPED, item, None) for item in dropped], now)
+        outbox.put([(DROPPED, item, None) for item in dropped], now)
 
 
 def end(
-    connection: sqlite3.Connection, todo: Mapping[int, Ending], carrier: int | None, sender: str, now: float
-) -> tuple[set[int], set[str]]:
-    """End deliveries, by their numbers, with their effects: those that counted, and the queues that got something.
+    connection: sqlite3.Connection,
+    outbox: Outbox,
+    todo: Mapping[int, Ending],
+    carrier: int | None,
+    sender: str,
+    now: float,
+) -> set[int]:
+    """End deliveries, by their numbers, with their effects: those that counted.
 
     One that is not `carrier`'s any more does not count, and nothing is done for it.  carrier: None for what is lent to
     nobody.  A statement for all of them, not one for each: a batch is what makes this fast.
@@ -167,8 +148,7 @@ def end(
         if numbers:
             counted.update(connection.execute(statement, (carrier, json.dumps(numbers))))
     endings = [(todo[number], number, running) for number, running in counted.items()]
-    told = {ENDED} if any(ending.record for ending, _, _ in endings) else set()
-    record(connection, [_ran(ending.record, running) for ending, _, running in endings if ending.record is not None])
+    outbox.record(_ran(ending.record, running) for ending, _, running in endings if ending.record is not None)
     connection.executemany(
         "UPDATE workitems SET story = ? WHERE seq = ?",
         [(e.life.story, n) for e, n, _ in endings if not e.effects.ends and e.life is not None and e.life.story],
@@ -180,19 +160,12 @@ def end(
         for send in todo[number].effects.sends
     ]
     there = {queue: _there(connection, queue) for queue in {send.queue for send, _ in sends}}
-    put(connection, [(send.queue, send.workitem, life) for send, life in sends if there[send.queue]], now)
-    return set(counted), told | {queue for queue, is_there in there.items() if is_there}
+    outbox.put([(send.queue, send.workitem, life) for send, life in sends if there[send.queue]], now)
+    return set(counted)
 
 
 def _ran(values: tuple[Any, ...], running: str) -> tuple[Any, ...]:
     return (*values[:9], running, *values[10:]) if running else values
-
-
-def record(connection: sqlite3.Connection, records: Sequence[tuple[Any, ...]]) -> None:
-    """Keep records of what has ended."""
-    # OR REPLACE: should a clock that was set back ever give a number twice, no transaction may hang on it.
-    places = ",".join("?" * len(history.ENDED_COLUMNS.split(",")))
-    connection.executemany(f"INSERT OR REPLACE INTO ended ({history.ENDED_COLUMNS}) VALUES ({places})", records)
 
 
 def born(queue: str, sender: str) -> Life | None:
@@ -206,7 +179,7 @@ def report(connection: sqlite3.Connection, carrier: int, running: Sequence[tuple
     connection.executemany(sql, running)
 
 
-def cancel(connection: sqlite3.Connection, id: str, now: float) -> bool:
+def cancel(connection: sqlite3.Connection, outbox: Outbox, id: str, now: float) -> bool:
     """Take a live workitem out of its queue for good; False where that is too late."""
     rows = connection.execute(
         f"""DELETE FROM workitems WHERE born IS NOT NULL AND seq >= ? AND id = ? AND state IN ({WAITING}, {SCHEDULED})
@@ -214,7 +187,7 @@ def cancel(connection: sqlite3.Connection, id: str, now: float) -> bool:
         (int(sent_at(id) * 1_000_000), id),
     ).fetchall()
     lives = [(from_row(row[3:]), _life(row[:3])) for row in rows]
-    record(connection, [history.cancelled(workitem, life, now) for workitem, life in lives if life is not None])
+    outbox.record(history.cancelled(workitem, life, now) for workitem, life in lives if life is not None)
     return bool(rows)
 
 

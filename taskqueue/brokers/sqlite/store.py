@@ -13,6 +13,7 @@ from pathlib import Path
 from taskqueue.brokers.sqlite import history, queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.clock import Clock
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
@@ -74,9 +75,10 @@ class SQLiteStore:
         self.record(id)
         with self._opened() as database:
             with database.writing() as connection:
-                done = queues.cancel(connection, id, self._clock.wall())
-            if done:
-                database.ring({queues.ENDED})
+                outbox = Outbox()
+                done = queues.cancel(connection, outbox, id, self._clock.wall())
+                outbox.store(connection)
+            database.ring(outbox.told)
         return done
 
     def close(self) -> None:
