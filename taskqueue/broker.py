@@ -57,6 +57,7 @@ class Capabilities:
 
     several_hosts: bool = True
     priorities: bool = False
+    store: bool = False
 
 
 class Lease:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from taskqueue import formats
-from taskqueue.broker import Broker, Consumer, Delivery
+from taskqueue.broker import Broker, Consumer, Delivery, Ended
 from taskqueue.errors import FormatError
 from taskqueue.formats import Formats
 from taskqueue.formats.chartext import line
@@ -85,7 +85,7 @@ class Intake:
                 outcome = decide(delivery)
                 if isinstance(outcome, Forward) and outcome.workitem.type not in self._types:
                     outcome = await self._first_seen(outcome)
-                loop.end(delivery, outcome)
+                loop.end(Ended(delivery, outcome))
 
         loop = Loop(consumer, handle, reserve=RESERVE)
         return loop, consumer

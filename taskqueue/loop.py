@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from taskqueue.broker import Consumer, Delivery, Ended
 from taskqueue.formats.chartext import line
-from taskqueue.outcome import Outcome, Release, Rules
+from taskqueue.outcome import Release
 
 __all__ = ["Loop"]
 
@@ -52,11 +52,11 @@ class Loop:
             self.held += len(deliveries)
             await asyncio.shield(self._handle(deliveries))  # what was taken is handled, also when stopped
 
-    def end(self, delivery: Delivery, outcome: Outcome, rules: Rules = Rules()) -> None:  # noqa: B008
-        """`delivery` is over.  All that end in one turn of the event loop are settled together."""
+    def end(self, ended: Ended) -> None:
+        """A delivery is over.  All that end in one turn of the event loop are settled together."""
         if not self._ended:
             asyncio.get_running_loop().call_soon(self._settle_soon)
-        self._ended.append(Ended(delivery, outcome, rules))
+        self._ended.append(ended)
 
     def _settle_soon(self) -> None:
         batch, self._ended = self._ended, []

@@ -11,7 +11,7 @@ registered in the package's metadata as `'worker.plugins': ['workerext = extpack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -67,6 +67,7 @@ class BaseWorker:
     """
 
     settings: Mapping[str, str] = MappingProxyType({})
+    say_progress: Callable[[float, float | None, str], None] | None = None  # set where there is somebody to tell
     _workitem: CurrentWorkitem | None = None
 
     @property
@@ -81,6 +82,15 @@ class BaseWorker:
     def workitem(self, workitem: CurrentWorkitem) -> None:
         """Set where one workitem is handled at a time; then all threads of the process see it."""
         self._workitem = workitem
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far the handler is: `done` of `total`, in any unit, with a note for people.
+
+        Whoever looks at the workitem sees the latest, within about a second.  Costs next to nothing if called often.
+        Only brokers that are stores keep it; with RabbitMQ nobody sees it.
+        """
+        if self.say_progress is not None:
+            self.say_progress(done, total, note)
 
     @classmethod
     def factory(cls) -> BaseWorker:

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskqueue.broker import Delivery, Lease
+from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.config import Group
-from taskqueue.outcome import Outcome
 from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
 from taskqueue.workitem import Workitem
 
@@ -33,8 +32,8 @@ class Told:
     def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
         self.events.append(("broken", error))
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        self.events.append(("ended", delivery.tag, outcome))
+    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
+        self.events.append(("ended", ended.delivery.tag, ended.outcome))
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self.events.append(("unstarted", *(delivery.tag for delivery in deliveries)))
@@ -85,11 +84,11 @@ class Actor:
         self.process.hand_over([Delivery(workitem=ITEM, queue="worker_t", tag=tag, lease=self.lease) for tag in tags])
 
     def end(self, number: int, **more: Any) -> None:
-        self.say(Kind.ENDED, [number, 0.001, "done", "text/plain", []], **more)
+        self.say(Kind.ENDED, [number, 0.001, 0.0005, 1 << 20, "done", "text/plain", []], **more)
 
     def buried(self) -> tuple[dict[Any, Any], list[Any]]:
         running, rest = self.process.bury()
-        return {delivery.tag: verdict for delivery, verdict in running}, [delivery.tag for delivery in rest]
+        return {delivery.tag: verdict for delivery, verdict, _, _ in running}, [delivery.tag for delivery in rest]
 
     def close(self) -> None:
         self.socket.close()

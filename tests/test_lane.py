@@ -9,11 +9,10 @@ from typing import Any
 
 from actor import Actor, Moving
 
-from taskqueue.broker import Delivery, Options, connect
+from taskqueue.broker import Ended, Options, connect
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.config import Group
-from taskqueue.outcome import Outcome
 from taskqueue.process.protocol import Kind
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -63,8 +62,8 @@ class Crew:
     def ready(self, process: WorkerProcess) -> None:
         self.lane.ready(process)
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        self.lane.ended(process, delivery, outcome, seconds)
+    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
+        self.lane.ended(process, ended, seconds)
 
     def stopping(self, process: WorkerProcess) -> None:
         pass

@@ -35,7 +35,7 @@ def test_it_holds_no_more_than_its_reserve_and_goes_on_as_work_ends() -> None:
             await asyncio.sleep(0)
             assert loop.held <= 3
             if held:
-                loop.end(held.pop(0), Done(None))
+                loop.end(Ended(held.pop(0), Done(None)))
         running.cancel()
         await loop.settled_all()
         assert (loop.held, loop.settled, loop.discarded) == (0, 20, 0)
@@ -81,7 +81,7 @@ def test_what_settling_raises_ends_it() -> None:
         (delivery,) = await filled(1).consumer("worker_any", reserve=1).receive(limit=1)
 
         async def handle(deliveries: list[Delivery]) -> None:
-            loop.end(deliveries[0], Done(None))
+            loop.end(Ended(deliveries[0], Done(None)))
 
         loop = Loop(Broken(delivery), handle, reserve=1)  # type: ignore[arg-type]
         with pytest.raises(ZeroDivisionError):

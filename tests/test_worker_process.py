@@ -35,7 +35,7 @@ class TestWorkerProcess:
         def play(actor: Actor) -> None:
             actor.give("a", "b")
             actor.mark(1)
-            actor.socket.sendall(pack(Kind.ENDED, [1, 0.1, "done", None, []]))
+            actor.socket.sendall(pack(Kind.ENDED, [1, 0.1, None, 0, "done", None, []]))
             assert actor.buried() == ({}, ["b"])
             assert actor.owner.events[0] == ("ended", "a", Done(None))
 
@@ -45,7 +45,7 @@ class TestWorkerProcess:
         def play(actor: Actor) -> None:
             actor.give("a", "b")
             actor.mark(1)
-            actor.say(Kind.ENDED, [1, 0.1, "wonderful"])
+            actor.say(Kind.ENDED, [1, 0.1, None, 0, "wonderful"])
             (event,) = actor.owner.events
             assert event[0] == "mute" and event[1].startswith("nonsense")
             assert not actor.process.usable
@@ -58,7 +58,7 @@ class TestWorkerProcess:
         def play(actor: Actor) -> None:
             actor.give("a")
             actor.mark(1)
-            actor.say(Kind.ENDED, [1, seconds, "done", None, []])
+            actor.say(Kind.ENDED, [1, seconds, None, 0, "done", None, []])
             assert [event[0] for event in actor.owner.events] == ["mute"]
             assert actor.buried() == ({"a": None}, [])
 
@@ -121,7 +121,7 @@ class TestWorkerProcess:
             actor.mark(1)
             actor.clock.now += 0.06
             actor.process._look()
-            actor.socket.sendall(pack(Kind.ENDED, [1, 0.06, "done", None, []]))
+            actor.socket.sendall(pack(Kind.ENDED, [1, 0.06, None, 0, "done", None, []]))
             actor.mark(2)
             assert actor.buried() == ({"b": Release()}, ["c"])
             assert ("ended", "a", Done(None)) in actor.owner.events

@@ -9,12 +9,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from taskqueue.broker import Broker, Delivery, Options, connect
+from taskqueue.broker import Broker, Delivery, Ended, Options, connect
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Outcome
 from taskqueue.process.protocol import Kind
 from taskqueue.process.wire import Wire
 from taskqueue.title import set_title
@@ -52,6 +51,7 @@ class Carrier:
         self._draining: asyncio.Task[None] | None = None
         self._timed: set[int] = set()  # the pids of those that may not take for ever to retire
         self._unsaid = 0
+        self._reporting = False
         self._manager = Wire(sock, self._told, self._orphaned, takes_files=True)
 
     async def run(self) -> None:
@@ -66,7 +66,18 @@ class Carrier:
         running = sum(process.load for process in self._processes.values())
         held = sum(lane.loop.held for lane in self._lanes.values())
         set_title(f"carrier, {held} workitems held, {running} of them in {len(self._processes)} worker processes")
+        if self._broker is not None and self._broker.capabilities.store and not self._reporting:
+            self._reporting = True
+            asyncio.get_running_loop().create_task(self._report())
         asyncio.get_running_loop().call_later(SHOW_EVERY, self._show)
+
+    async def _report(self) -> None:
+        """Tell the store what runs; the next time not before it has heard this."""
+        try:
+            for lane in list(self._lanes.values()):
+                await lane.report()
+        finally:
+            self._reporting = False
 
     def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A fault in a callback must not go on in silence: the manager starts another carrier."""
@@ -195,8 +206,8 @@ class Carrier:
         # With the name: the manager may know of its death before this arrives.
         self._manager.send(Kind.DOWN, {"group": process.group.name, "error": error, "traceback": traceback})
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        self._lanes[process.group.type].ended(process, delivery, outcome, seconds)
+    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
+        self._lanes[process.group.type].ended(process, ended, seconds)
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self._lanes[process.group.type].unstarted(process, deliveries)

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from taskqueue.broker import Broker, Delivery
+from taskqueue.broker import Broker, Delivery, Ended
 from taskqueue.carrier.pace import batch_size, depth, is_soon, mean_run_time, reserve
 from taskqueue.carrier.verdicts import after_death
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import Clock
 from taskqueue.loop import Loop
-from taskqueue.outcome import Outcome, Release
+from taskqueue.outcome import Release
 from taskqueue.workitem import worker_queue
 
 __all__ = ["Lane"]
@@ -24,6 +24,7 @@ __all__ = ["Lane"]
 log = logging.getLogger(__name__)
 
 RESIZE_EVERY = 1.0  # seconds
+LONG = 0.5  # seconds; a store hears of what runs for a shorter time when it ends
 PAUSE_AFTER = 2.0  # seconds without a worker process: time to replace one, not to keep work from others
 
 
@@ -87,7 +88,7 @@ class Lane:
         held = [delivery for delivery in batch if not delivery.lease.lost]
         for delivery in batch:
             if delivery.lease.lost:  # somebody else has it; not run twice by us
-                self.loop.end(delivery, Release())
+                self.loop.end(Ended(delivery, Release()))
         if held:
             process.hand_over(held, alone=alone)
             self._replace_if_worn(process)
@@ -106,11 +107,11 @@ class Lane:
             process.recycling = True
             self._recycle(process, process.worn or f"max_tasks = {process.group.max_tasks}")
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        """A worker process is through with `delivery`, which ran for `seconds`."""
+    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
+        """A worker process is through with a delivery, which ran for `seconds`."""
         first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
-        self.loop.end(delivery, outcome, process.rules)
+        self.loop.end(ended)
         if process.ends or process.retiring:
             self._stop_if_through(process)
         if first or self._suspects or process.room(depth(self.run_time)) > 0:  # the others have no more than before
@@ -130,7 +131,7 @@ class Lane:
             self._waiting.extendleft(d for d in reversed(deliveries) if not d.workitem.crashes)
         else:
             for delivery in deliveries:
-                self.loop.end(delivery, Release())
+                self.loop.end(Ended(delivery, Release()))
 
     def add(self, process: WorkerProcess) -> None:
         """A worker process was started."""
@@ -172,14 +173,14 @@ class Lane:
         self._give_places()
         running, rest = process.bury()
         self._give_to_others(rest)
-        for delivery, verdict in running:
+        for delivery, verdict, run, lines in running:
             workitem = delivery.workitem
             outcome = after_death(workitem, process.group, how, verdict, jitter=random.random(), known=process.formats)
             log.warning(
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,
             )  # fmt: skip
-            self.loop.end(delivery, outcome, process.rules)
+            self.loop.end(Ended(delivery, outcome, process.rules, run, lines))
         self.adjust(at_once=True)
         self._pause_or_go_on()
         self.feed()
@@ -228,13 +229,19 @@ class Lane:
             self._pausing = asyncio.get_running_loop().create_task(self._consumer.pause())
         for waiting in (self._suspects, self._waiting):
             while waiting:
-                self.loop.end(waiting.popleft(), Release())
+                self.loop.end(Ended(waiting.popleft(), Release()))
 
     async def drained(self) -> None:
         """Wait until everything that was taken is settled."""
         if self._pausing is not None:
             await self._pausing
         await self.loop.settled_all()
+
+    async def report(self) -> None:
+        """Tell a store what has been running for a while."""
+        underway = [one for process in self.processes for one in process.underway(LONG)]
+        if underway:
+            await self._consumer.report(underway)
 
     def state(self) -> str:
         """One line for the log."""

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from taskqueue import formats
-from taskqueue.broker import Delivery
+from taskqueue.broker import Delivery, Ended, Underway
+from taskqueue.carrier.account import Account
 from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.carrier.verdicts import Verdict, after_answer
@@ -22,6 +23,7 @@ from taskqueue.config import Group
 from taskqueue.outcome import Crashed, Outcome, Release, TimedOut
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
+from taskqueue.record import Run
 
 __all__ = ["Owner", "WorkerProcess"]
 
@@ -37,7 +39,7 @@ class Owner(Protocol):
     def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
         """Its plugin did not load; it ends."""
 
-    def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         """It is through with a workitem, which ran for `seconds`."""
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
@@ -96,6 +98,7 @@ class WorkerProcess:
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
+        self._account = Account(pid, clock)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         file = os.memfd_create("taskqueue-start-marks", os.MFD_CLOEXEC)
@@ -251,13 +254,27 @@ class WorkerProcess:
         size = self.slots * START_MARK.size
         return {number for (number,) in START_MARK.iter_unpack(self._marks[:size])} & self._handed.keys()
 
+    def _ran_for(self, number: int) -> float:
+        """The seconds since it was started, as near as that is known."""
+        return self._clock.monotonic() - self._since.get(number, self.last)
+
+    def underway(self, least: float) -> list[Underway]:
+        """What has been running for `least` seconds or longer."""
+        found = []
+        for number in sorted(self.started()):
+            seconds = self._ran_for(number)
+            if seconds >= least:
+                run, progress = self._account.running(seconds), self._account.progress(number)
+                found.append(Underway(self._handed[number], run, progress))
+        return found
+
     def stop(self) -> None:
         """Let it end in good order after what it has."""
         self._wire.send(Kind.STOP)
         self._owner.stopping(self)
 
-    def bury(self) -> tuple[list[tuple[Delivery, Verdict | None]], list[Delivery]]:
-        """It is dead: the workitems that it was running, each with what it was killed for if it was, and the others.
+    def bury(self) -> tuple[list[tuple[Delivery, Verdict | None, Run, tuple[str, ...]]], list[Delivery]]:
+        """It is dead: the workitems that it was running, each with what it was killed for if it was; and the others.
 
         Everything that it wrote is read first: what it reported has ended, and is not blamed.
         """
@@ -269,7 +286,8 @@ class WorkerProcess:
         running = []
         for number in sorted(self.started()):
             verdict = None if self._condemned is None else self._condemned.get(number, Release())
-            running.append((self._handed.pop(number), verdict))
+            run, log = self._account.ran(self._ran_for(number)), self._account.take(number)
+            running.append((self._handed.pop(number), verdict, run, log))
         rest = list(self._handed.values())
         self._handed.clear()
         self._since.clear()
@@ -281,7 +299,7 @@ class WorkerProcess:
     def _heard(self, kind: Kind, meta: Any, payload: bytes) -> None:
         match kind:
             case Kind.ENDED:
-                number, seconds, *answer = meta
+                number, seconds, cpu, memory, *answer = meta
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
                 outcome = self._judged(self._handed[number], float(seconds), answer, payload)
                 delivery = self._take(number)
@@ -289,7 +307,9 @@ class WorkerProcess:
                 self._stuck = False
                 if self._memory is not None:
                     self._weigh(self._memory)
-                self._owner.ended(self, delivery, outcome, float(seconds))
+                run = self._account.ran(float(seconds), cpu and float(cpu), int(memory))
+                ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
+                self._owner.ended(self, ended, float(seconds))
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
                 late = [self._take(number) for number in meta if number in self._handed]
@@ -297,11 +317,19 @@ class WorkerProcess:
                 self._owner.unstarted(self, late)
             case Kind.READY:
                 self.is_ready = True
+                self._account.ready()
                 self._owner.ready(self)
             case Kind.BROKEN:
                 self._owner.broken(self, str(meta[0]), str(meta[1]))
             case Kind.LOG:
-                self._owner.said(self, str(meta[0]), int(meta[1]), str(meta[2]))
+                number, name, level, text = int(meta[0]), str(meta[1]), int(meta[2]), str(meta[3])
+                if number in self._handed and self.rules.history == "full":
+                    self._account.logged(number, text)
+                self._owner.said(self, name, level, text)
+            case Kind.PROGRESS:
+                number, done, total, note = meta
+                if number in self._handed:
+                    self._account.progressed(number, float(done), None if total is None else float(total), str(note))
             case _:
                 raise ValueError(f"a worker process does not say {kind.name}")
 

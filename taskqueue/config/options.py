@@ -263,6 +263,13 @@ WORKERS = _table(
         "Off: only its result says that it failed.",
     ),
     Option(
+        name="history",
+        default="full",
+        parse=parsers.choice("full", "outcome", "off"),
+        meaning="What a store (postgresql, sqlite) keeps of a workitem that has ended: full: every attempt, log and "
+        "result; outcome: how it ended, and when; off: nothing.",
+    ),
+    Option(
         name="max_crashes",
         default="3",
         parse=parsers.number(1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, defaults
 from taskqueue.outcome import Rules
@@ -69,6 +69,7 @@ class Group:
     results_routing_key: str = _GROUP["results_routing_key"]
     dead_letters: bool = _GROUP["dead_letters"]
     max_crashes: int = _GROUP["max_crashes"]
+    history: Literal["full", "outcome", "off"] = _GROUP["history"]
     installation: str = ""
     environment: tuple[tuple[str, str], ...] = field(default=_GROUP["environment"], repr=False)
     settings: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -95,6 +96,7 @@ class Group:
             results_routing_key=self.results_routing_key,
             dead_letters=self.dead_letters,
             max_crashes=self.max_crashes,
+            history=self.history,
         )
 
 

@@ -18,6 +18,7 @@ from taskqueue.process.line import Forwarder, Line
 from taskqueue.process.protocol import CANNOT_BOOT, Kind, inherited_socket
 from taskqueue.process.running import way
 from taskqueue.title import set_title
+from taskqueue.worker import BaseWorker
 
 __all__: list[str] = []
 
@@ -27,7 +28,8 @@ def main() -> int:
     line = Line(inherited_socket(sys.argv))
     hello, marks = line.hello()
     set_title(f"worker {hello['label']} starting")
-    logging.basicConfig(level=hello["log_level"], handlers=[Forwarder(line)], format="%(message)s")
+    forwarder = Forwarder(line)
+    logging.basicConfig(level=hello["log_level"], handlers=[forwarder], format="%(message)s")
     known = formats.known(**hello["formats"])
     try:
         worker = load(hello["entry_point"])()
@@ -40,7 +42,11 @@ def main() -> int:
         line.send(Kind.BROKEN, [f"{type(error).__name__}: {error}", told])
         return CANNOT_BOOT
     line.send(Kind.READY, None)
-    runs.run(line, Desk(line, marks, hello))
+    desk = Desk(line, marks, hello)
+    forwarder.here = desk.here
+    if isinstance(worker, BaseWorker):
+        worker.say_progress = desk.progress
+    runs.run(line, desk)
     if hasattr(worker, "teardown"):
         runs.call(worker.teardown)
     return 0

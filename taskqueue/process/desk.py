@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from taskqueue.process.calling import Answer
@@ -17,6 +19,11 @@ from taskqueue.worker import CurrentWorkitem
 from taskqueue.workitem import Workitem
 
 __all__ = ["Desk", "Item", "items"]
+
+
+SAY_EVERY = 0.1  # seconds
+
+_here: ContextVar[int] = ContextVar("number", default=0)
 
 
 class Item(NamedTuple):
@@ -49,6 +56,9 @@ class Desk:
         self._title = f"worker {hello['label']}"
         self._running = 0
         self._counting = threading.Lock()
+        self._number = 0
+        self._cpu = 0.0
+        self._said: dict[int, float] = {}
         self.idle()
 
     def start(self, slot: int, item: Item) -> Workitem | None:
@@ -61,7 +71,10 @@ class Desk:
             self._marks[slot] = 0
             return None
         workitem = Workitem(body=item.body, type=self._type, **item.properties)
+        _here.set(item.number)
         if self._slots == 1:
+            self._number = item.number
+            self._cpu = time.process_time()
             set_title(f"{self._title} running {shown(workitem.id)}, attempt {workitem.attempt}")
         else:
             self._count(1)
@@ -71,9 +84,26 @@ class Desk:
         """Say what became of `item`, before the next one is started in its place."""
         if os.getpid() != self._line.pid:  # a child that the handler forked came back: it is none of ours
             os._exit(0 if answer.meta[0] == "done" else 1)
+        cpu = None
         if self._slots > 1:
             self._count(-1)
-        self._line.send(Kind.ENDED, [item.number, time.monotonic() - started, *answer.meta], answer.payload)
+        else:
+            cpu = time.process_time() - self._cpu
+        self._said.pop(item.number, None)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds = time.monotonic() - started
+        self._line.send(Kind.ENDED, [item.number, seconds, cpu, memory, *answer.meta], answer.payload)
+
+    def here(self) -> int:
+        """The number of the hand-over that this thread or task works for; 0: of none, or of any."""
+        return self._number if self._slots == 1 else _here.get()
+
+    def progress(self, done: float, total: float | None, note: str) -> None:
+        """Say how far the one that is handled here is; not more than ten times a second, but for the end."""
+        number, now = self.here(), time.monotonic()
+        if number and (now >= self._said.get(number, 0.0) + SAY_EVERY or done == total):
+            self._said[number] = now
+            self._line.send(Kind.PROGRESS, [number, done, total, note])
 
     def unstarted(self, late: Sequence[Item]) -> None:
         """Say that these will not be started here."""

@@ -8,7 +8,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
@@ -92,9 +92,10 @@ class Forwarder(logging.Handler):
     def __init__(self, line: Line) -> None:
         super().__init__()
         self._line = line
+        self.here: Callable[[], int] = lambda: 0  # the hand-over that a record is about
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._line.send(Kind.LOG, [record.name, record.levelno, self.format(record)[:LONGEST_LOG]])
+            self._line.send(Kind.LOG, [self.here(), record.name, record.levelno, self.format(record)[:LONGEST_LOG]])
         except Exception:  # as every handler of the standard library does: a log record must not fail a task
             self.handleError(record)

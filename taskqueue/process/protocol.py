@@ -4,7 +4,7 @@ A frame is kind, JSON and bytes.  Nothing that comes from a worker process is ev
 is no frame raises ValueError, and its sender is killed.
 
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
-    worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, LOG
+    worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
     carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
 """
@@ -55,6 +55,7 @@ class Kind(enum.IntEnum):
     PING = 20
     PONG = 21
     BROKER = 22
+    PROGRESS = 23
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

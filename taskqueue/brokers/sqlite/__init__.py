@@ -25,7 +25,7 @@ class SQLiteBroker:
     """All consumers share one connection, in a thread of its own; each producer has one."""
 
     def __init__(self, path: Path, options: Options, *, synchronous: str = "full", clock: Clock = SYSTEM) -> None:
-        self.capabilities = Capabilities(several_hosts=False, priorities=True)
+        self.capabilities = Capabilities(several_hosts=False, priorities=True, store=True)
         self._path = path
         self._options = options
         self._synchronous = synchronous

@@ -1,0 +1,69 @@
+"""What a store is told of the workitems that one worker process runs: where and how they ran, and what they said."""
+
+from __future__ import annotations
+
+import pwd
+import socket
+from pathlib import Path
+
+from taskqueue.clock import Clock
+from taskqueue.record import Progress, Run
+
+__all__ = ["Account"]
+
+MOST_LINES = 1000  # of the log of one attempt; the first and the last half of more are kept
+LONGEST_LINE = 2000  # characters
+
+
+class Account:
+    """Of the worker process `pid`; its workitems by the numbers of their hand-overs."""
+
+    def __init__(self, pid: int, clock: Clock) -> None:
+        self._pid = pid
+        self._clock = clock
+        self._host = socket.gethostname()
+        self._user = ""
+        self._logs: dict[int, list[str]] = {}
+        self._progress: dict[int, Progress] = {}
+
+    def ready(self) -> None:
+        """It runs as its user by now."""
+        try:
+            uid = Path(f"/proc/{self._pid}").stat().st_uid
+            self._user = pwd.getpwuid(uid).pw_name
+        except OSError:  # it is gone already
+            return
+        except KeyError:  # a user without a name
+            self._user = str(uid)
+
+    def logged(self, number: int, line: str) -> None:
+        """A line of its log."""
+        lines = self._logs.setdefault(number, [])
+        lines.append(line[:LONGEST_LINE])
+        if len(lines) > MOST_LINES:
+            del lines[MOST_LINES // 2]
+
+    def progressed(self, number: int, done: float, total: float | None, note: str) -> None:
+        """How far it says it is."""
+        now = self._clock.wall()
+        self._progress[number] = Progress(done=done, total=total, note=note[:LONGEST_LINE], at=now)
+
+    def running(self, seconds: float) -> Run:
+        """What has been running for `seconds`."""
+        return Run(host=self._host, user=self._user, pid=self._pid, started=self._clock.wall() - seconds)
+
+    def progress(self, number: int) -> Progress | None:
+        """The latest that it said of how far it is."""
+        return self._progress.get(number)
+
+    def ran(self, seconds: float, cpu: float | None = None, memory: int | None = None) -> Run:
+        """What ended just now, and ran for `seconds`."""
+        now = self._clock.wall()
+        return Run(
+            host=self._host, user=self._user, pid=self._pid, started=now - seconds, ended=now, cpu=cpu, memory=memory
+        )
+
+    def take(self, number: int) -> tuple[str, ...]:
+        """The log of what has ended; it is forgotten here."""
+        self._progress.pop(number, None)
+        return tuple(self._logs.pop(number, ()))
