@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pwd
 import socket
 from pathlib import Path
@@ -28,13 +29,10 @@ class Account:
 
     def ready(self) -> None:
         """It runs as its user by now."""
-        try:
-            uid = Path(f"/proc/{self._pid}").stat().st_uid
-            self._user = pwd.getpwuid(uid).pw_name
-        except OSError:  # it is gone already
-            return
-        except KeyError:  # a user without a name
-            self._user = str(uid)
+        with contextlib.suppress(OSError):  # it may be gone already
+            self._user = str(Path(f"/proc/{self._pid}").stat().st_uid)
+            with contextlib.suppress(KeyError):  # a user without a name
+                self._user = pwd.getpwuid(int(self._user)).pw_name
 
     def logged(self, number: int, line: str) -> None:
         """A line of its log."""
