@@ -69,11 +69,11 @@ def whole(letter: Workitem, now: float) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]], width: int | None) -> Iterator[str]:
-    """Lines for people, cut to `width` columns; None: not cut."""
-    cells = [[_cell(name, found[name]) for name in COLUMNS] for found in rows]
-    header = [name.upper() for name in COLUMNS]
-    widths = [max(len(line[n]) for line in (header, *cells)) for n in range(len(COLUMNS))]
+def table(rows: Sequence[Mapping[str, Any]], width: int | None, columns: Sequence[str] = COLUMNS) -> Iterator[str]:
+    """Lines for people, cut to `width` characters; None: not cut."""
+    cells = [[_cell(name, found[name]) for name in columns] for found in rows]
+    header = [name.upper() for name in columns]
+    widths = [max(len(line[n]) for line in (header, *cells)) for n in range(len(columns))]
     for line in (header, *cells):
         full = "  ".join(cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)).rstrip()
         yield full if width is None or len(full) <= width else f"{full[: width - 1]}…"

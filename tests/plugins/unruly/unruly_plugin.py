@@ -68,6 +68,14 @@ class Unruly(BaseWorker):
         logging.getLogger("unruly").info("%d", "no number")  # wrong, and a program goes on after it
         return "logged"
 
+    def tell(self, seconds):
+        logging.getLogger("unruly").warning("one of two")
+        self.progress(1, 4, "a quarter")
+        time.sleep(float(seconds))
+        logging.getLogger("unruly").warning("two of two")
+        self.progress(4, 4, "all")
+        return "told"
+
     def odd_result(self, kind):
         return {"object": object(), "set": {1}, "nan": float("nan"), "key": {(1, 2): 3}}[kind]
 
