@@ -154,5 +154,7 @@ def _service_account(config: Config) -> Account | None:
     name = service_user(config, root=os.geteuid() == 0, exists=user_exists)
     user = account(name) if name else None
     if name and user is None:
-        raise ConfigError(f"{config.path}: [taskqueue] user = {name!r}: there is no such user on this host")
+        raise ConfigError(
+            f"{config.place('user', 'taskqueue')}: [taskqueue] user = {name!r}: there is no such user on this host"
+        )
     return user
