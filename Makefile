@@ -51,7 +51,7 @@ lint: $(STAMP) ## form, lint and types
 	$(BIN)/mypy
 
 check: lint ## lint, and the tests that need no server and are quick
-	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long'
+	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long and not deb'
 
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
@@ -59,7 +59,8 @@ test: services lint ## everything, against private servers; on Debian, root inst
 test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, the source distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
-test-deb: deb services $(STAMP) ## the Debian packages, installed in a fresh Debian 12 with its RabbitMQ; needs root
+test-deb: $(STAMP) ## the Debian packages, installed in a fresh Debian 12 with its RabbitMQ; needs root
+	@umask 022; PYTHON=$(PYTHON) tests/install-services test-deb
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m deb tests/deb
 
 format: $(STAMP) ## put the code into its form
