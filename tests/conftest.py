@@ -8,12 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from installations import TOP, Installation
 from packages import build
-from servers import MissingService, RabbitMQ
+from servers import MissingService, RabbitMQ, missing
 from system import System
 
 SERVICES = {"amqp_url", "example_package", "packages", "rabbitmq", "spare", "start_rabbitmq"}
@@ -32,13 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVICES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.services)
-
-
-def missing(reason: MissingService) -> NoReturn:
-    """Skip a test for want of a service; fail it where all services are required."""
-    if os.environ.get("TASKQUEUE_REQUIRE_SERVICES") == "1":
-        pytest.fail(str(reason), pytrace=False)
-    pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")
