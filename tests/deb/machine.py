@@ -38,6 +38,7 @@ def make_base(root: Path, files: Sequence[Path]) -> None:
     if os.geteuid() != 0:
         raise MissingService("only root can make a Debian of its own")
     _run(["debootstrap", "--variant=minbase", "bookworm", str(root), *mirrors()[:1]])
+    _run(["tar", "--create", "--gzip", f"--file={bare(root)}", f"--directory={root}", "."])
     (root / "etc/apt/sources.list").write_text("".join(f"deb {mirror} bookworm main\n" for mirror in mirrors()))
     (root / "etc/apt/apt.conf.d/99keep").write_text('Binary::apt::APT::Keep-Downloaded-Packages "true";\n')
     policy(root, 101)
@@ -48,6 +49,11 @@ def make_base(root: Path, files: Sequence[Path]) -> None:
         machine.run("apt-get", "install", "--yes", "--no-install-recommends", "--download-only", *inside)
         machine.run("rm", *inside)
     policy(root, 0)
+
+
+def bare(root: Path) -> Path:
+    """The archive of nothing but Debian, which is made along with `root`."""
+    return root.with_suffix(".tar.gz")
 
 
 def mirrors() -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from machine import Machine, mirrors
+from machine import Machine, bare, mirrors
 from packages import NAMES
 
 pytestmark = [pytest.mark.deb, pytest.mark.timeout(300)]
@@ -102,8 +102,8 @@ def test_piuparts_finds_nothing(base: Path, files: dict[str, Path], tmp_path: Pa
 
     done = subprocess.run(
         [
-            "piuparts", "--distribution=bookworm", f"--mirror={mirrors()[0]} main", "--warn-on-debsums-errors",
-            "--no-eatmydata", f"--tmpdir={tmp_path}", *map(str, files.values()),
+            "piuparts", "--distribution=bookworm", f"--basetgz={bare(base)}", f"--mirror={mirrors()[0]} main",
+            "--warn-on-debsums-errors", "--no-eatmydata", f"--tmpdir={tmp_path}", *map(str, files.values()),
         ],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, capture_output=True, text=True, check=False,
     )  # fmt: skip

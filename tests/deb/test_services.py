@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from machine import Machine, policy
-from operating import DAEMONS, add_egg, add_module, pip, publish, remove_egg, result, send, service
+from operating import DAEMONS, add_egg, add_module, drain, pip, publish, remove_egg, result, send, service
 from packages import NAMES
 from system import until
 
@@ -48,20 +48,6 @@ class Worker(BaseWorker):
 def log(machine: Machine) -> str:
     """Everything that was logged."""
     return machine.path("/var/log/syslog").read_text()
-
-
-def test_with_their_default_configuration_a_message_of_any_program_comes_back_as_a_result(machine: Machine) -> None:
-    publish(machine, "filestat /etc/debian_version")
-
-    assert json.loads(result(machine))["path"] == "/etc/debian_version"
-
-
-def test_the_example_of_a_format_is_understood(machine: Machine) -> None:
-    form = "worker_type=filestat&path=/etc/hostname"
-
-    publish(machine, form, content_type="application/x-www-form-urlencoded")
-
-    assert json.loads(result(machine))["path"] == "/etc/hostname"
 
 
 def test_users_and_files_are_as_documented(machine: Machine) -> None:
@@ -141,6 +127,7 @@ def test_a_wrong_configuration_changes_nothing_in_what_runs(machine: Machine) ->
     for daemon in DAEMONS:
         service(machine, daemon, "reload", None)
 
+    drain(machine)
     publish(machine, "filestat /etc/hostname")
     assert json.loads(result(machine))["path"] == "/etc/hostname"
 
@@ -152,6 +139,18 @@ def test_an_edited_configuration_takes_effect_by_a_reload(machine: Machine) -> N
 
     until(lambda: len(machine.pids("^taskqueue: worker filestat")) == 3, "three worker processes")
     assert machine.run("stat", "--format=%U:%G %a", "/etc/taskqueue/config.ini").strip() == "root:taskqueue 640"
+
+
+def test_what_a_package_changes_in_conf_d_takes_effect_by_itself(machine: Machine) -> None:
+    """By a trigger of dpkg: it is as if another package had brought the file."""
+    file = "/etc/taskqueue/conf.d/filestat.ini"
+    machine.write(file, "[filestat]\nworkers = 3\n")
+
+    machine.run("dpkg-trigger", "--by-package=python-taskqueue-extra", "/etc/taskqueue/conf.d")
+    machine.run("dpkg", "--triggers-only", "--pending")
+
+    until(lambda: len(machine.pids("^taskqueue: worker filestat")) == 3, "three worker processes")
+    machine.run("rm", file)
 
 
 def test_services_start_without_their_broker_and_work_once_it_is_there(machine: Machine) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from machine import Machine
-from operating import DAEMONS, pip, publish, result, results, send, workers
+from operating import DAEMONS, drain, pip, publish, result, results, send, workers
 from packages import NAMES
 from system import until
 
@@ -87,6 +87,7 @@ def test_a_service_runs_is_enabled_and_says_how_it_is(machine: Machine, daemon: 
 
 
 def test_a_message_comes_back_as_a_result(machine: Machine) -> None:
+    drain(machine)
     publish(machine, "filestat /etc/hostname")
 
     assert json.loads(result(machine))["path"] == "/etc/hostname"
@@ -145,7 +146,8 @@ def test_a_wrong_configuration_fails_the_reload_and_changes_nothing(machine: Mac
 
     assert systemctl(machine, "is-active", UNIT.format(daemon)) == "active\n"
     assert shown(machine, daemon, "MainPID") == before
-    assert re.search(f"{CONFIG}.*log_level.*loud", log(machine, daemon))
+    errors = machine.run("journalctl", "--output=cat", "--priority=err", f"--unit={UNIT.format(daemon)}")
+    assert re.search(f"{CONFIG}.*log_level.*loud", errors)
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
