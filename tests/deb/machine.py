@@ -120,8 +120,9 @@ class Machine:
         self._output.close()
         for hierarchy in Path("/sys/fs/cgroup").glob("*"):
             for name in CGROUPS:
-                with contextlib.suppress(OSError):  # another machine's
-                    (hierarchy / name).rmdir()
+                for group in sorted((hierarchy / name).glob("**/"), reverse=True):
+                    with contextlib.suppress(OSError):  # in use by another machine
+                        group.rmdir()
 
     def command(self, *words: object, environment: dict[str, str] | None = None) -> list[str]:
         """The command for the host that runs a command in here."""
