@@ -35,6 +35,24 @@ workers: 1
 user: bifh2
 """
 PASSWORD = "sesame/ouvre:toi@"
+HEARD = "/var/tmp/heard"
+ASKING = f"""\
+import os, socket
+from taskqueue.process.protocol import Kind, pack
+from taskqueue.worker import BaseWorker
+
+class Worker(BaseWorker):
+    def handle_task(self, body):
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+        (number,) = [n for n in numbers if n > 2 and os.path.exists(f"/proc/self/fd/{{n}}")
+                     and os.readlink(f"/proc/self/fd/{{n}}").startswith("socket:")]
+        carrier = socket.socket(fileno=os.dup(number))
+        with open("{HEARD}", "ab", buffering=0) as file:
+            file.write(body.encode() + b"\\n")
+            carrier.sendall(pack(Kind[body], {{"pid": os.getpid()}}))
+            while True:  # until it is killed for that
+                file.write(carrier.recv(1 << 20) + b"\\n")
+"""
 WORKER1 = """\
 import os
 from taskqueue.worker import BaseWorker
@@ -217,7 +235,7 @@ def test_a_plugin_can_not_have_the_brokers_password(machine: Machine, wheels: di
     machine.run("rabbitmqctl", "add_user", "tq", PASSWORD)
     machine.run("rabbitmqctl", "set_permissions", "tq", ".*", ".*", ".*")
     pip(machine, wheels["inspect"])
-    machine.write("/etc/taskqueue/config.ini", f"[amqp]\nuser = tq\npassword = {PASSWORD}\n")
+    machine.write("/etc/taskqueue/config.ini", f"[amqp]\nuser = tq\npassword = {PASSWORD}\n[asking]\nmax_crashes = 1\n")
     for daemon in DAEMONS:
         service(machine, daemon, "restart")
     until(lambda: machine.pids("^taskqueue: worker inspect idle"), "the worker inspect")
@@ -243,8 +261,18 @@ def test_a_plugin_can_not_have_the_brokers_password(machine: Machine, wheels: di
         pid, _, file = what.partition("/")
         own = machine.run("stat", "--format=%u", f"/proc/{pid}").strip() == str(worker)
         assert seen in ([[], "OSError"] if file == "cmdline" or own else ["PermissionError"]), what
+        if file == "mem" and not own:
+            assert found["traced"][pid] == "EPERM", what
     sockets = [target for target in found["descriptors"].values() if target.startswith("socket:")]
     assert len(sockets) == 1
+    add_module(machine, "asking", ASKING, {"asking": "asking:Worker"})
+    machine.run("install", "-m", "0666", "/dev/null", HEARD)
+    until(lambda: machine.pids("^taskqueue: worker asking idle"), "the worker asking")
+    for kind in ("CONFIG", "STATE", "HELLO", "PING"):
+        machine.run("taskqueue", "send", "--wait", "--timeout", "60", "asking", kind, status=1)
+    heard = machine.path(HEARD).read_bytes()
+    assert {b"CONFIG", b"STATE", b"HELLO", b"PING"} <= set(heard.splitlines())
+    assert not any(half.encode() in heard for half in (PASSWORD[:middle], PASSWORD[middle:]))
     assert PASSWORD not in log(machine)
     assert "PermissionError" in machine.run(
         "setpriv", "--reuid=taskqueue-worker", "--regid=taskqueue-worker", "--clear-groups",
