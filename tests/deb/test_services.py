@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from configurations import DESIGN
 from machine import Machine, policy
 from operating import DAEMONS, add_egg, add_module, drain, pip, publish, remove_egg, result, send, service
 from packages import NAMES
@@ -15,25 +16,6 @@ from system import until
 
 pytestmark = [pytest.mark.deb, pytest.mark.timeout(300)]
 
-DESIGN = """\
-[DEFAULT]
-workers: 1
-
-; Workers
-[worker1]
-workers: 3
-
-[worker2]
-workers: bifh1, bifh2
-
-[worker2_bifh1]
-workers: 1
-user: bifh1
-
-[worker2_bifh2]
-workers: 1
-user: bifh2
-"""
 PASSWORD = "sesame/ouvre:toi@"
 HEARD = "/var/tmp/heard"
 ASKING = f"""\

@@ -20,7 +20,8 @@ VERSION = 1
 WAITING, SCHEDULED, LENT = 0, 1, 2
 
 # seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
-# no other one, which AUTOINCREMENT would promise at the price of one more page in each transaction.
+# no other one (but for a clock that is set back to that very microsecond; the fence is the carrier's number as well).
+# AUTOINCREMENT would promise it without that, at the price of one more page in each transaction.
 # The indexes are partial, so that each holds only the rows that its question is about.  What is lent has none: only the
 # death of a carrier asks for it.
 SCHEMA = f"""
