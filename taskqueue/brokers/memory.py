@@ -10,7 +10,6 @@ import queue as queues
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Delivery, Ended, Lease, Options, Producer
 from taskqueue.clock import SYSTEM, Clock
@@ -66,7 +65,7 @@ class MemoryBroker:
                 later.append(item)
             elif expires <= now:
                 reason = {"x-death": [{"reason": "expired", "queue": queue}]}
-                self.put(DROPPED, replace(workitem, expiration=None, headers={**workitem.headers, **reason}))
+                self.put(DROPPED, workitem._replace(expiration=None, headers={**workitem.headers, **reason}))
             else:
                 taken.append(item)
         for item in later:
@@ -134,7 +133,7 @@ class _MemoryProducer:
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
-            named = [replace(w, reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
+            named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         with self._broker.lock:
             for workitem in named:
                 self._broker.put(queue or worker_queue(workitem.type), workitem)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, from_row, to_row
 from taskqueue.outcome import Effects
@@ -102,10 +101,10 @@ def claim(
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
-        ) RETURNING priority, seq, {_FIELDS}""",
+        ) RETURNING -priority, seq, {_FIELDS}""",
         (carrier, queue, limit),
     ).fetchall()
-    rows.sort(key=lambda row: (-row[0], row[1]))  # RETURNING has no order
+    rows.sort()  # RETURNING has no order
     return [(row[1], from_row(row[2:])) for row in rows]
 
 
@@ -130,7 +129,7 @@ def _drop_expired(connection: sqlite3.Connection, queue: str, now: float) -> Non
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         items = [from_row(row) for row in expired]
-        put(connection, [(DROPPED, replace(i, expiration=None, headers={**i.headers, **death})) for i in items], now)
+        put(connection, [(DROPPED, i._replace(expiration=None, headers={**i.headers, **death})) for i in items], now)
 
 
 def end(

@@ -56,16 +56,21 @@ COLUMNS = (
     "queue, state, priority, due, expires, "
     "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 )
-_TEXTS = ("content_encoding", "correlation_id", "reply_to")
 
 
 def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
     """The values of COLUMNS for `workitem` in `queue`."""
-    properties: dict[str, Any] = {name: value for name in _TEXTS if (value := getattr(workitem, name))}
+    properties: dict[str, Any] = {}
+    if workitem.correlation_id:
+        properties["correlation_id"] = workitem.correlation_id
+    if workitem.reply_to:
+        properties["reply_to"] = workitem.reply_to
+    if workitem.content_encoding:
+        properties["content_encoding"] = workitem.content_encoding
     if workitem.headers:
-        properties["headers"] = dict(workitem.headers)
+        properties["headers"] = workitem.headers
     if workitem.others:
-        properties["others"] = dict(workitem.others)
+        properties["others"] = workitem.others
     if workitem.timestamp is not None:
         properties["timestamp"] = workitem.timestamp
     if workitem.priority is not None:
