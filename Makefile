@@ -13,10 +13,10 @@ VENV := .venv
 DIR := $(CURDIR)
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-CODE := taskqueue tests benchmarks examples docs/conf.py setup.py
+CODE := taskqueue tests benchmarks examples docs setup.py
 FOUND := $(wildcard $(CODE))
 
-.PHONY: help demo venv services lint check test test-long format html dist bench clean distclean
+.PHONY: help demo venv services lint check test test-long test-deb format html dist deb bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,13 +51,17 @@ lint: $(STAMP) ## form, lint and types
 	$(BIN)/mypy
 
 check: lint ## lint, and the tests that need no server and are quick
-	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long'
+	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long and not deb'
 
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
 
 test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, the source distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
+
+test-deb: $(STAMP) ## the Debian packages, installed in a fresh Debian 12 with its RabbitMQ; needs root
+	@umask 022; PYTHON=$(PYTHON) tests/install-services test-deb
+	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m deb tests/deb
 
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff format $(FOUND)
@@ -70,6 +74,17 @@ html: $(STAMP) ## build the documentation into build/html
 dist: $(STAMP) ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	umask 022; $(BIN)/python -m build --no-isolation
+
+# From a copy, because dpkg-buildpackage writes beside the source tree.
+deb: ## build the Debian packages into build/deb; root installs what that needs
+	@tests/install-services deb
+	rm -rf build/deb
+	mkdir -p build/deb/source
+	umask 022; tar -c --exclude-vcs --exclude='./.*_cache' --exclude=./.venv --exclude=./.hypothesis --exclude=./build \
+		--exclude=./dist --exclude='*.egg-info' --exclude=__pycache__ . | tar -x --no-same-owner -C build/deb/source
+	cd build/deb/source; dpkg-buildpackage -rfakeroot -us -uc
+	rm -rf build/deb/source
+	lintian --fail-on error,warning --info build/deb/*.changes
 
 bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's beside Huey's
 	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py

@@ -49,6 +49,9 @@ class Side(Protocol):
     def pending(self) -> int:
         """How many are not handled yet."""
 
+    def busy(self) -> bool:
+        """Whether any is; unlike a count, this costs the other processes nothing."""
+
     def latencies(self, seconds: float) -> list[float]:
         """Send, one by one, for that long; what each took."""
 
@@ -83,6 +86,9 @@ class Ours:
 
     def pending(self) -> int:
         return rows(self.file, "SELECT count(*) FROM workitems WHERE queue = 'worker_echo'")
+
+    def busy(self) -> bool:
+        return bool(rows(self.file, "SELECT EXISTS (SELECT 1 FROM workitems WHERE queue = 'worker_echo')"))
 
     def latencies(self, seconds: float) -> list[float]:
         producer = connect(self._url).producer()
@@ -132,6 +138,9 @@ class Huey:
     def pending(self) -> int:
         return rows(self.file, "SELECT count(*) FROM task")
 
+    def busy(self) -> bool:
+        return bool(rows(self.file, "SELECT EXISTS (SELECT 1 FROM task)"))
+
     def latencies(self, seconds: float) -> list[float]:
         return self._run("latencies", seconds)  # type: ignore[return-value]
 
@@ -173,12 +182,14 @@ def drain(side: Side, count: int) -> float:
     """The rate between a tenth and all of `count`."""
     side.fill(count)
     with side.consumer():
-        while (left := side.pending()) > count * (1 - WARM):
-            time.sleep(0.005)
-        begun, begun_with = time.perf_counter(), left
-        while left := side.pending():
+        while True:
+            begun, left = time.perf_counter(), side.pending()
+            if left <= count * (1 - WARM):
+                break
             time.sleep(0.02)
-        return begun_with / (time.perf_counter() - begun)
+        while side.busy():
+            time.sleep(0.02)
+        return left / (time.perf_counter() - begun)
 
 
 def _latencies(side: Side, seconds: float, found: object) -> None:

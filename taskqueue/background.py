@@ -12,6 +12,7 @@ import daemon
 
 from taskqueue.daemon import write_pid
 from taskqueue.errors import ConfigError
+from taskqueue.handover import release_signals
 
 __all__ = ["Started", "background"]
 
@@ -36,7 +37,12 @@ def background(name: str, descriptor: int | None, *, foreground: bool) -> Iterat
     ours, theirs = os.pipe()
     if os.fork():
         os.close(theirs)
-        os._exit(_answer(name, ours))
+        release_signals()  # whoever waits here may have enough of it
+        status = FAILED
+        try:
+            status = _answer(name, ours)
+        finally:  # also when interrupted: the pid file is the daemon's
+            os._exit(status)
     os.close(ours)
     terminal = os.dup(2)  # not inherited: no child of the daemon may hold the terminal, or miss its own stderr later
     kept = [theirs, terminal, *([descriptor] if descriptor is not None else [])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from taskqueue.outcome import Forward
 from taskqueue.workitem import INCOMING, Workitem, is_type, worker_queue
@@ -62,11 +62,11 @@ def requeued(letter: Workitem) -> Forward:
     What no dispatcher could pass on goes to the dispatcher again, which may know better by now.
     """
     headers = {name: value for name, value in letter.headers.items() if name not in _NOTES}
-    again = replace(letter, headers=headers, attempt=1, crashes=0, failures=0, due=None)
+    again = letter._replace(headers=headers, attempt=1, crashes=0, failures=0, due=None)
     type = type_of(letter)
     if type and letter.headers.get("from") != INCOMING:
         headers.pop("worker_type", None)
-        return Forward(replace(again, type=type), queue=worker_queue(type))
+        return Forward(again._replace(type=type), queue=worker_queue(type))
     if letter.type:  # read from its header, which the dispatcher reads as well
         headers["worker_type"] = letter.type
-    return Forward(replace(again, type=""), queue=INCOMING)
+    return Forward(again._replace(type=""), queue=INCOMING)

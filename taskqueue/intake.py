@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from taskqueue import formats
 from taskqueue.broker import Broker, Consumer, Delivery, Ended
@@ -120,7 +119,7 @@ def given_up(workitem: Workitem) -> Outcome:
     first = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
     queue, reason = str(first.get("queue", "")), str(first.get("reason", ""))
     type = queue.removeprefix("worker_")
-    workitem = replace(workitem, type=type if queue != type else workitem.type)
+    workitem = workitem._replace(type=type if queue != type else workitem.type)
     if reason == "delivery_limit" and queue != type and is_type(type):
         return Forward(workitem)
     return Dead("expired" if reason == "expired" else "delivery limit", f"in queue {queue}")

@@ -6,7 +6,7 @@ delivery then, or gives it back.  So the outcomes mean the same everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
@@ -172,19 +172,18 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
         case Failed(error, traceback, result):
             return _given_up(workitem, rules, queue, now, "failed", error, error, result, traceback)
         case Retry(delay, _, counts):
-            again = replace(
-                workitem,
+            again = workitem._replace(
                 attempt=workitem.attempt + (counts != "nothing"),
                 failures=workitem.failures + (counts == "failure"),
                 due=now + delay if delay > 0 else None,
             )
             return Effects((Send(queue, again, goes_on=True),))
         case Crashed(how, result):
-            again = replace(workitem, attempt=workitem.attempt + 1, crashes=workitem.crashes + 1)
+            again = workitem._replace(attempt=workitem.attempt + 1, crashes=workitem.crashes + 1)
             if again.crashes < rules.max_crashes:
                 return Effects((Send(queue, again, goes_on=True),))
             error = f"worker process crashed: {how}"
-            crashed = replace(workitem, crashes=again.crashes)
+            crashed = workitem._replace(crashes=again.crashes)
             return _given_up(crashed, rules, queue, now, "crashed", how, error, result)
         case TimedOut(limit, result):
             detail = f"time limit of {limit:g} s"
@@ -222,7 +221,7 @@ def _results(
     if rules.results_routing_key:
         sends.append(Send(rules.results_routing_key, message))
     if workitem.reply_to and workitem.reply_to != rules.results_routing_key:
-        reply = replace(message, correlation_id=workitem.correlation_id or workitem.id)
+        reply = message._replace(correlation_id=workitem.correlation_id or workitem.id)
         sends.append(Send(workitem.reply_to, reply, required=False))
     return tuple(sends)
 
@@ -251,6 +250,6 @@ def _given_up(
         }
         if traceback:
             headers["traceback"] = traceback[-MAX_TRACEBACK:]
-        dead = replace(workitem, headers=headers, expiration=None, due=None, attempt=1, crashes=0, failures=0)
+        dead = workitem._replace(headers=headers, expiration=None, due=None, attempt=1, crashes=0, failures=0)
         sends = (*sends, Send(DEAD_LETTERS, dead))
     return Effects(sends)

@@ -6,9 +6,8 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "sent_at", "worker_queue"]
 
@@ -38,12 +37,7 @@ def worker_queue(type: str) -> str:
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def _nothing() -> Mapping[str, Any]:
-    return _NOTHING
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workitem:
+class Workitem(NamedTuple):
     """One piece of work, with the properties that travel with it.
 
     Results and dead letters are workitems as well: whoever reads their queue takes them up.
@@ -68,7 +62,7 @@ class Workitem:
     type: str = ""
     content_type: str = ""
     content_encoding: str = ""
-    headers: Mapping[str, object] = field(default_factory=_nothing)
+    headers: Mapping[str, object] = _NOTHING
     correlation_id: str = ""
     reply_to: str = ""
     expiration: float | None = None
@@ -79,11 +73,11 @@ class Workitem:
     crashes: int = 0
     failures: int = 0
     due: float | None = None
-    others: Mapping[str, str] = field(default_factory=_nothing)
+    others: Mapping[str, str] = _NOTHING
 
     def named(self) -> Workitem:
         """This workitem with an id: its own, or a new one where it has none."""
-        return self if self.id else replace(self, id=_new_id())
+        return self if self.id else self._replace(id=_new_id())
 
 
 def _new_id() -> str:

@@ -8,14 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from installations import Installation
-from servers import MissingService, RabbitMQ
+from installations import TOP, Installation
+from packages import build
+from servers import MissingService, RabbitMQ, missing
 from system import System
 
-SERVICES = {"amqp_url", "rabbitmq", "spare", "start_rabbitmq"}
+SERVICES = {"amqp_url", "example_package", "packages", "rabbitmq", "spare", "start_rabbitmq"}
 URLS = os.environ.get("TASKQUEUE_TEST_URLS", "").split()
 SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
 
@@ -27,17 +27,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, so that `make check` can leave them out."""
+    """Mark the tests that need a server, or Debian's tools, so that `make check` can leave them out."""
     for item in items:
         if SERVICES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.services)
-
-
-def missing(reason: MissingService) -> NoReturn:
-    """Skip a test for want of a service; fail it where all services are required."""
-    if os.environ.get("TASKQUEUE_REQUIRE_SERVICES") == "1":
-        pytest.fail(str(reason), pytrace=False)
-    pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +106,21 @@ def spare() -> Iterator[RabbitMQ]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with this project's Debian packages."""
+    try:
+        return build(TOP, tmp_path_factory.mktemp("packages"))
+    except MissingService as reason:
+        missing(reason)
+
+
+@pytest.fixture(scope="session")
+def example_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with the Debian package of the example plugin."""
+    try:
+        return build(TOP / "examples" / "plugin-deb", tmp_path_factory.mktemp("example"))
+    except MissingService as reason:
+        missing(reason)

@@ -25,7 +25,8 @@ build_meta.build_wheel(sys.argv[1])
 def plugin_projects() -> list[Path]:
     """The directories of the plugin packages that tests install."""
     found = [*sorted((TOP / "tests" / "plugins").iterdir()), *sorted((TOP / "examples").iterdir())]
-    return [each for each in found if (each / "pyproject.toml").exists()]
+    # Of the example of a Debian package such a package is made (tests/packages.py).
+    return [each for each in found if (each / "pyproject.toml").exists() and not (each / "debian").exists()]
 
 
 class Installation:

@@ -17,9 +17,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 import pika
+import pytest
 
 BINARIES = Path(
     "/usr/lib/rabbitmq/bin"
@@ -237,3 +239,10 @@ class RabbitMQ:
 
     def _end_of_log(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
+
+
+def missing(reason: MissingService) -> NoReturn:
+    """Skip a test for want of a service; fail it where all services are required."""
+    if os.environ.get("TASKQUEUE_REQUIRE_SERVICES") == "1":
+        pytest.fail(str(reason), pytrace=False)
+    pytest.skip(str(reason))

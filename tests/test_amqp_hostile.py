@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from dataclasses import replace
 
 import pika
 import pytest
@@ -85,7 +84,7 @@ def test_hostile_messages_are_passed_on_by_one_connection(amqp_url: str, caplog:
         consumer = broker.consumer(INCOMING, reserve=50)
         deliveries = await lent(consumer, len(accepted))
         for delivery in deliveries:
-            assert await end(consumer, delivery, Forward(replace(delivery.workitem, type="any")))
+            assert await end(consumer, delivery, Forward(delivery.workitem._replace(type="any")))
         again = broker.consumer("worker_any", reserve=50)
         for delivery in await lent(again, len(accepted)):
             outcome = Dead("failed") if len(delivery.workitem.body) % 2 else Done(Payload())
@@ -124,7 +123,7 @@ def test_no_copies_are_routed_elsewhere(amqp_url: str) -> None:
         (delivery,) = await lent(consumer)
         assert "CC" in delivery.workitem.headers
         hidden = {**delivery.workitem.headers, "BCC": ["worker_spy", INCOMING]}
-        assert await end(consumer, delivery, Forward(replace(delivery.workitem, type="any", headers=hidden)))
+        assert await end(consumer, delivery, Forward(delivery.workitem._replace(type="any", headers=hidden)))
 
     run(test, amqp_url)
 

@@ -12,7 +12,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def url(tmp_path: Path) -> str:
         letter("a", Failed("ValueError: \x1b[31mno", "Traceback ..."), ago=7200),
         letter("b", Crashed("SIGSEGV"), ago=60),
         letter("c", Failed("KeyError"), type="other"),
-        replace(letter("d", Dead("malformed", "no JSON"), type="", queue=INCOMING), body=b"\xff\x00"),
+        letter("d", Dead("malformed", "no JSON"), type="", queue=INCOMING)._replace(body=b"\xff\x00"),
     ]
     producer = connect(url).producer()
     producer.send(letters, queue=DEAD_LETTERS)

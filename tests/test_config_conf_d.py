@@ -12,7 +12,7 @@ from configurations import PLUGINS
 
 from taskqueue.cli.check_config import run as check
 from taskqueue.cli.config import show
-from taskqueue.config import Config, load
+from taskqueue.config import Config, check_users, load
 from taskqueue.errors import ConfigError
 
 
@@ -123,6 +123,14 @@ def test_the_file_with_a_secret_that_everybody_may_read_is_named(main: Path) -> 
     path.chmod(0o640)
     main.chmod(0o644)
     assert not [each for each in load(main, PLUGINS).warnings if "secret" in each]
+
+
+def test_a_user_that_this_host_does_not_have_is_said_where_it_is_named(main: Path) -> None:
+    path = more(main, "a.ini", "[DEFAULT]\nuser = nobody-at-all\n")
+
+    warnings = check_users(load(main, PLUGINS), root=False, exists=lambda name: name == "one")
+
+    assert warnings[0] == f"{path}:2: [worker2] user = 'nobody-at-all': there is no such user on this host"
 
 
 def test_bytes_that_are_no_text_are_said_of_their_file(main: Path) -> None:

@@ -178,10 +178,10 @@ class TestUsers:
 
         assert all_there == ()
         assert as_root == (
-            "config.ini: [taskqueue] user = 'x': there is no such user on this host",
+            "config.ini:2: [taskqueue] user = 'x': there is no such user on this host",
             "config.ini: there is no user taskqueue-worker on this host: worker processes of groups without a user "
             "run as nobody; expected worker_user in [taskqueue]",
-            "config.ini: [worker2_bifh2] user = 'bifh2': there is no such user on this host",
+            "config.ini:19: [worker2_bifh2] user = 'bifh2': there is no such user on this host",
         )
         assert not_root == as_root[2:]
 

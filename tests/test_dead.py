@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -69,7 +68,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("died", [None, "yesterday", True, b"1"])
     def test_a_letter_without_a_time_is_neither_old_nor_new(self, died: object) -> None:
-        letter = replace(self.LETTER, headers={"died": died})
+        letter = self.LETTER._replace(headers={"died": died})
 
         assert age(letter, NOW) is None
         assert Selection().picks(letter, NOW)
@@ -80,7 +79,7 @@ class TestSelection:
         assert age(given_up(Failed("no"), now=NOW + 50), NOW) == 0.0
 
     def test_a_type_may_stand_in_the_header_only(self) -> None:
-        letter = replace(self.LETTER, type="", headers={"worker_type": "t"})
+        letter = self.LETTER._replace(type="", headers={"worker_type": "t"})
 
         assert Selection(types=frozenset("t")).picks(letter, NOW)
 
@@ -88,31 +87,30 @@ class TestSelection:
 class TestRequeued:
     @pytest.mark.parametrize("outcome", [Failed("no", "Traceback ..."), Crashed("SIGSEGV"), Dead("rejected", "never")])
     def test_it_is_what_it_was_with_counters_anew(self, outcome: Outcome) -> None:
-        letter = given_up(outcome, replace(WORK, attempt=7, failures=3, crashes=2))
-        odd = replace(letter, attempt=7, failures=3, crashes=2, due=NOW)  # of somebody else
+        letter = given_up(outcome, WORK._replace(attempt=7, failures=3, crashes=2))
+        odd = letter._replace(attempt=7, failures=3, crashes=2, due=NOW)  # of somebody else
 
         assert requeued(letter) == requeued(odd) == Forward(WORK, queue="worker_t")
 
     @pytest.mark.parametrize("reason", ["malformed", "too many types"])
     def test_what_a_dispatcher_gave_up_is_parsed_again(self, reason: str) -> None:
-        raw = replace(WORK, type="", headers={"worker_type": "t", "taskqueue_version": 2})
+        raw = WORK._replace(type="", headers={"worker_type": "t", "taskqueue_version": 2})
         letter = given_up(Dead(reason), raw, INCOMING)  # type: ignore[arg-type]
-        read = replace(letter, type="t", headers={n: v for n, v in letter.headers.items() if n != "worker_type"})
+        read = letter._replace(type="t", headers={n: v for n, v in letter.headers.items() if n != "worker_type"})
 
         assert requeued(letter) == requeued(read) == Forward(raw, queue=INCOMING)
 
     def test_what_expired_goes_to_the_queue_of_its_type_or_to_the_dispatcher(self) -> None:
         expired = given_up(Dead("expired", "in queue worker_t"), WORK, "taskqueue.dropped")
-        early = given_up(Dead("expired"), replace(WORK, type="", headers={"x-death": []}), "taskqueue.dropped")
+        early = given_up(Dead("expired"), WORK._replace(type="", headers={"x-death": []}), "taskqueue.dropped")
 
         assert requeued(expired).queue == "worker_t"
-        assert requeued(early) == Forward(replace(WORK, type="", headers={}), queue=INCOMING)
+        assert requeued(early) == Forward(WORK._replace(type="", headers={}), queue=INCOMING)
 
 
 class TestShowing:
     def test_nothing_can_drive_the_terminal(self) -> None:
-        letter = replace(
-            given_up(Failed(HOSTILE, f"{HOSTILE}\n  File {HOSTILE}")),
+        letter = given_up(Failed(HOSTILE, f"{HOSTILE}\n  File {HOSTILE}"))._replace(
             id=HOSTILE,
             body=f"1\n{HOSTILE}".encode(errors="replace"),
             reference=HOSTILE,
@@ -130,7 +128,7 @@ class TestShowing:
         assert "\\x1b]0;pwned\\x07\\r\\u202e\\x9b31m\\ud800" in lines[1]
 
     def test_all_of_a_letter_is_shown(self) -> None:
-        letter = given_up(Failed("ValueError: no", "Traceback\n  File"), replace(WORK, body=b"1\n2", attempt=4))
+        letter = given_up(Failed("ValueError: no", "Traceback\n  File"), WORK._replace(body=b"1\n2", attempt=4))
 
         shown = "\n".join(text(letter, NOW + 7300))
         said = whole(letter, NOW)
@@ -151,7 +149,7 @@ class TestShowing:
         assert (said["body"], said["headers"], said["traceback"]) == ("1\n2", {"mine": 1}, "Traceback\n  File")
 
     def test_a_binary_body_is_shown_in_hexadecimal(self) -> None:
-        letter = replace(given_up(Failed("no")), body=bytes(range(256)))
+        letter = given_up(Failed("no"))._replace(body=bytes(range(256)))
 
         *_, first, last = (line for line in text(letter, NOW) if line.startswith("  0000000") or line.endswith("."))
 
@@ -160,7 +158,7 @@ class TestShowing:
 
     def test_headers_that_json_does_not_know_are_shown(self) -> None:
         odd = {"time": datetime(2026, 1, 1, tzinfo=UTC), "bytes": b"\xff", "died": float("1e300"), "reason": b"\x1b"}
-        letter = replace(WORK, headers=odd)
+        letter = WORK._replace(headers=odd)
 
         assert all(line.isprintable() for line in text(letter, NOW))
         assert whole(letter, NOW)["headers"] == {"time": "2026-01-01 00:00:00+00:00", "bytes": "\\xff"}
@@ -196,7 +194,7 @@ class TestEndingMany:
     @pytest.fixture
     def broker(self) -> Iterator[Broker]:
         broker = connect("memory://")
-        letters = [given_up(Failed("no"), replace(WORK, id=str(n), body=b"x" * 10)) for n in range(10)]
+        letters = [given_up(Failed("no"), WORK._replace(id=str(n), body=b"x" * 10)) for n in range(10)]
         broker.producer().send(letters, queue=DEAD_LETTERS)
         yield broker
         asyncio.run(broker.close())

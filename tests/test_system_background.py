@@ -61,6 +61,28 @@ def test_a_broker_that_is_not_there_yet_is_said_and_the_daemon_runs_degraded(
         daemon.stop()
 
 
+def test_who_does_not_want_to_wait_for_the_start_leaves_the_daemon_as_it_is(system: SQLiteSystem) -> None:
+    (port,) = free_ports(1)
+    pid_file = system.directory / "pid"
+    config = system.config(NONE, url=f"amqp://127.0.0.1:{port}/")
+    command = [system.installation.bin("taskqueue-dispatcher"), "-c", config, "-p", pid_file]
+    starting = subprocess.Popen(command, env=system.environment(), stderr=subprocess.DEVNULL)
+    pid = int(until(lambda: pid_file.exists() and pid_file.read_text()))
+    try:
+        until(lambda: "starting" in system.run("status", "-p", pid_file).stdout.decode())
+        starting.send_signal(signal.SIGINT)
+
+        assert starting.wait(60) == 1
+
+        assert alive(pid) and pid_file.read_text() == f"{pid}\n"
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not alive(pid))
+        assert not pid_file.exists()
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_what_was_missing_and_comes_makes_it_run(system: SQLiteSystem) -> None:
     place = system.directory / "later"
     with background(system, "workerpool", system.config(ECHO, url=f"sqlite:///{place}/queue.db")) as daemon:

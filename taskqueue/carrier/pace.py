@@ -8,7 +8,7 @@ __all__ = ["START_WITHIN", "batch_size", "depth", "is_soon", "mean_run_time", "r
 
 START_WITHIN = 0.1
 """Seconds within which a workitem must be started that was handed over behind another one; then others get it."""
-MAX_DEPTH = 32
+MAX_DEPTH = 128
 DEPTH_TIME = 0.005  # seconds of work that are handed over at a time
 RESERVE_TIME = 0.25  # seconds of work that are held beside what runs
 MAX_RESERVE = 1000

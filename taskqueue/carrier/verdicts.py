@@ -35,10 +35,11 @@ def after_answer(
     Raises ValueError or TypeError for what is no answer: nothing of it reaches the broker unchecked.
     """
     match answer:
-        case ["done", None, [*sends]]:
-            return Done(None, tuple(_send(*send) for send in sends))
-        case ["done", str(content_type), [*sends]]:
-            return Done(Payload(payload, _short(content_type)), tuple(_send(*send) for send in sends))
+        case ["done", str(content_type), []]:  # nearly always it is this one
+            return Done(Payload(payload, _short(content_type)))
+        case ["done", None | str() as content_type, [*sends]]:
+            result = None if content_type is None else Payload(payload, _short(content_type))
+            return Done(result, tuple(_send(*send) for send in sends))
         case ["failed", str(error), str(traceback), str(content_type)]:
             return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)))
         case ["retry", float() | int() as seconds, str(reason)] if 0 <= seconds <= LONGEST_DELAY:

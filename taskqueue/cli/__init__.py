@@ -10,27 +10,31 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from taskqueue.cli import check_config, config, daemons, dead, demo, send, services, tasks
 from taskqueue.errors import ConfigError, TaskQueueError
 
-__all__ = ["dispatcher", "main", "workerpool"]
+__all__ = ["command_line", "dispatcher", "main", "workerpool"]
 
 FAILED, CONFIGURATION = 1, 6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `taskqueue COMMAND`; returns the exit status."""
+    return _run(command_line().parse_args(argv))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """All commands with all their options: what is understood, and what the man pages are made of."""
     parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
-    parser.add_argument("--version", action="version", version=f"taskqueue {metadata.version('taskqueue')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (send, tasks, dead, check_config, config, daemons, services, demo):
         for command in _parsers(module.add_parser(commands)):
             if module not in (demo, services):  # which have no place, or their own
                 _add_place(command)
             _add_common(command)
-    return _run(parser.parse_args(argv))
+    return parser
 
 
 def dispatcher() -> int:
@@ -41,6 +45,20 @@ def dispatcher() -> int:
 def workerpool() -> int:
     """The executable `taskqueue-workerpool`."""
     return main(["workerpool", *sys.argv[1:]])
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for.
+
+    Not before: the metadata finder keeps zipped eggs open, and a daemon closes what it has open when it goes to the
+    background.
+    """
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        print("taskqueue", metadata.version("taskqueue"))
+        parser.exit()
 
 
 def _parsers(added: argparse.ArgumentParser | Sequence[argparse.ArgumentParser]) -> Sequence[argparse.ArgumentParser]:

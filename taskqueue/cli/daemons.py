@@ -70,11 +70,11 @@ def _run(
     left = handover.left_by_predecessor()
     if args.check:
         return 0
+    handover.hold_signals()  # once the pid file names it, one that comes before there is a handler must end nothing
     with (
         daemon.pid_file(pid_file, held=left["pid_file"] if left else None) as descriptor,
         background(name, descriptor, foreground=args.foreground or left is not None) as started,
     ):
-        handover.hold_signals()  # one that comes before there is a handler is not lost, and ends nothing
         set_up_log(config)
         reloads = left["reloads"] + 1 if left else 0
         service = Service(status_file(pid_file) if pid_file else None, started=started, reloads=reloads)
@@ -154,5 +154,7 @@ def _service_account(config: Config) -> Account | None:
     name = service_user(config, root=os.geteuid() == 0, exists=user_exists)
     user = account(name) if name else None
     if name and user is None:
-        raise ConfigError(f"{config.path}: [taskqueue] user = {name!r}: there is no such user on this host")
+        raise ConfigError(
+            f"{config.place('user', 'taskqueue')}: [taskqueue] user = {name!r}: there is no such user on this host"
+        )
     return user

@@ -160,6 +160,7 @@ def _meaning(file: File, plugins: Mapping[str, str], *, formats: Collection[str]
         more=tuple(each.path for each in file.more),
         url=url or named or _amqp_url(amqp),
         warnings=report.warnings,
+        places={(name, e.name): str(e.place) for name, each in sections.items() for e in each.entries.values()},
         **config,
     )
 

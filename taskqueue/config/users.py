@@ -5,6 +5,7 @@ from __future__ import annotations
 import pwd
 from collections.abc import Callable
 
+from taskqueue.config.options import DEFAULT
 from taskqueue.config.values import Config, effective_user, service_user
 
 __all__ = ["check_users", "user_exists"]
@@ -25,8 +26,13 @@ def check_users(config: Config, *, root: bool = True, exists: Callable[[str], bo
     root: whether the daemons run as root, so that the users count that are taken where none is named.
     """
     warnings = []
+
+    def missing(section: str, option: str, user: str, *inherited: str) -> None:
+        place = config.place(option, section, *inherited)
+        warnings.append(f"{place}: [{section}] {option} = {user!r}: there is no such user on this host")
+
     if root and config.user and not exists(config.user):
-        warnings.append(f"{config.path}: [taskqueue] user = {config.user!r}: there is no such user on this host")
+        missing("taskqueue", "user", config.user)
     if root and not service_user(config, root=root, exists=exists):
         warnings.append(
             f"{config.path}: there is no user taskqueue on this host: "
@@ -34,9 +40,7 @@ def check_users(config: Config, *, root: bool = True, exists: Callable[[str], bo
         )
     unnamed = [group for group in config.groups if not group.user and group.workers]
     if root and config.worker_user and not exists(config.worker_user):
-        warnings.append(
-            f"{config.path}: [taskqueue] worker_user = {config.worker_user!r}: there is no such user on this host"
-        )
+        missing("taskqueue", "worker_user", config.worker_user)
     if unnamed and effective_user(unnamed[0], config, root=root, exists=exists) == "nobody" != config.worker_user:
         warnings.append(
             f"{config.path}: there is no user taskqueue-worker on this host: worker processes of groups without "
@@ -44,5 +48,5 @@ def check_users(config: Config, *, root: bool = True, exists: Callable[[str], bo
         )
     for group in config.groups:
         if group.user and not exists(group.user):
-            warnings.append(f"{config.path}: [{group.name}] user = {group.user!r}: there is no such user on this host")
+            missing(group.name, "user", group.user, group.type, DEFAULT)
     return tuple(warnings)

@@ -114,10 +114,12 @@ class Config:
     warnings: sentences about what is odd but harms nothing else.
     logging: it has sections for `logging.config`.
     path, more: the file, and those of its conf.d, in their order.
+    places: section and option -> `file:line`, of all that is in these files.
     """
 
     path: Path = DEFAULT_PATH
     more: tuple[Path, ...] = ()
+    places: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
     url: str = field(default=DEFAULT_URL, repr=False)
     user: str = _DAEMON["user"]
     worker_user: str = _DAEMON["worker_user"]
@@ -133,6 +135,10 @@ class Config:
     groups: tuple[Group, ...] = ()
     warnings: tuple[str, ...] = ()
     logging: bool = False
+
+    def place(self, option: str, *sections: str) -> str:
+        """Where `option` is, in the first of `sections` that has it: `file:line`; where none has it, the file."""
+        return next((self.places[name, option] for name in sections if (name, option) in self.places), str(self.path))
 
 
 def effective_user(group: Group, config: Config, *, root: bool, exists: Callable[[str], bool]) -> str:

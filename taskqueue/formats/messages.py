@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from types import MappingProxyType
 
 from taskqueue.errors import FormatError
@@ -56,8 +55,7 @@ def parse(workitem: Workitem, *, max_body: int, formats: Formats = ONLY_BUILTIN)
         raise FormatError(f"the reference has more than {MAX_REFERENCE} characters")
     if _UNSTORABLE.search(reference):
         raise FormatError(f"the reference {shown(reference)} has a NUL or half a surrogate pair")
-    return replace(
-        workitem,
+    return workitem._replace(
         type=found.type,
         body=found.body,
         content_type=found.content_type,
@@ -135,7 +133,7 @@ def _extract(workitem: Workitem, formats: Formats) -> Extracted:
         raise FormatError(f"unknown content type {shown(workitem.content_type)}")
     read_only = MappingProxyType(workitem.headers)  # a format must not change what becomes a dead letter
     try:
-        return formats.known[media(meant)].extract(replace(workitem, content_type=meant, headers=read_only))
+        return formats.known[media(meant)].extract(workitem._replace(content_type=meant, headers=read_only))
     except MemoryError:  # given to the next dispatcher, it would take that one down as well
         raise FormatError("there is not enough memory to read the body") from None
 

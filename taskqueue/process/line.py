@@ -16,7 +16,7 @@ from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
 __all__ = ["Forwarder", "Line", "Marks"]
 
 LONGEST_LOG = 1 << 16  # characters of a log record
-LONGEST_READ = 1 << 18  # bytes
+LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
 Marks = ctypes.Array[ctypes.c_uint64]
 """One for each workitem that may run at once: the number of the hand-over that was started there last, or 0."""
 
@@ -38,7 +38,7 @@ class Line:
 
     def hello(self) -> tuple[dict[str, Any], Marks]:
         """The carrier's first words, and the start marks in the memory that it shares."""
-        data, files, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+        data, files, _, _ = socket.recv_fds(self._socket, LONGEST_READ, 1)
         if not files:
             raise ConnectionResetError("the carrier was gone before it said anything")
         marks = shared_marks(files[0])

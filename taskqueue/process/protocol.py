@@ -70,7 +70,10 @@ def _text(value: object) -> object:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-_encoder = json.JSONEncoder(separators=(",", ":"), default=_text)  # made once: it costs as much as what it does
+# Made once: it costs as much as what they do.
+_encoder = json.JSONEncoder(separators=(",", ":"), default=_text)
+_decoder = json.JSONDecoder()
+_KINDS = {kind.value: kind for kind in Kind}
 
 
 class Frames:
@@ -98,10 +101,13 @@ class Frames:
                 end = middle + payload_size
                 if len(buffer) < end:
                     break
-                meta = json.loads(buffer[start + _HEAD.size : middle].decode())
+                text = buffer[start + _HEAD.size : middle].decode()
+                meta, read = _decoder.raw_decode(text)
+                if read != len(text) or kind not in _KINDS:
+                    raise ValueError(f"a frame of kind {kind}, with {text[read:]!r} behind its JSON")
                 payload = bytes(buffer[middle:end])
                 start = end
-                yield Kind(kind), meta, payload
+                yield _KINDS[kind], meta, payload
         except RecursionError:
             raise ValueError("a frame that nests too deep") from None
         finally:

@@ -15,6 +15,8 @@ from taskqueue.process.protocol import Frames, Kind, pack
 
 __all__ = ["Wire"]
 
+LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
+
 
 class Wire:
     """One end of a stream socket in an asyncio loop: frames both ways, and open files along with them.
@@ -116,10 +118,10 @@ class Wire:
         while not self.ended:
             try:
                 if self._takes_files:
-                    data, files, _, _ = socket.recv_fds(self._socket, 1 << 18, 8)
+                    data, files, _, _ = socket.recv_fds(self._socket, LONGEST_READ, 8)
                     self._received.extend(files)
                 else:
-                    data = self._socket.recv(1 << 18)
+                    data = self._socket.recv(LONGEST_READ)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -134,7 +136,7 @@ class Wire:
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 self.close(f"nonsense: {error}")
                 return
-            if len(data) < 1 << 18:
+            if len(data) < LONGEST_READ:
                 return
 
     def close(self, reason: str = "closed here") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -30,7 +29,7 @@ RULES = Rules(results_routing_key="results", max_crashes=3)
 def item(body: bytes | str = b"{}", **properties: object) -> Workitem:
     """A workitem of the test's type."""
     workitem = Workitem(body=body.encode() if isinstance(body, str) else body, type=TYPE)
-    return replace(workitem, **properties)  # type: ignore[arg-type]
+    return workitem._replace(**properties)  # type: ignore[arg-type]
 
 
 def items(count: int) -> list[Workitem]:

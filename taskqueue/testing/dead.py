@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from taskqueue.broker import DeadLetters, Delivery, Ended
 from taskqueue.dead import requeued
@@ -16,7 +15,7 @@ __all__ = ["DeadLettersContract"]
 
 def letters(count: int, first: int = 0) -> list[Workitem]:
     """Dead letters with the ids `first`, `first` + 1, ..., as whoever gives workitems up stores them."""
-    return [replace(letter, headers={"reason": "failed", "from": QUEUE}) for letter in items(first + count)[first:]]
+    return [letter._replace(headers={"reason": "failed", "from": QUEUE}) for letter in items(first + count)[first:]]
 
 
 async def look(view: DeadLetters) -> list[Delivery]:
@@ -127,7 +126,7 @@ class DeadLettersContract:
 
         bench.send(work)
 
-        assert bench.run(test) == replace(work, attempt=1, crashes=0, failures=0)
+        assert bench.run(test) == work._replace(attempt=1, crashes=0, failures=0)
 
     def test_what_no_dispatcher_understood_goes_to_the_dispatcher_again(self, bench: Bench) -> None:
         async def test() -> Workitem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -119,7 +118,7 @@ class SettlingContract:
         async def test() -> None:
             consumer = bench.consumer(INCOMING)
             (delivery,) = await bench.lent(consumer, 1)
-            passed_on = replace(delivery.workitem, type="other", body=b"bare", reference="order:1")
+            passed_on = delivery.workitem._replace(type="other", body=b"bare", reference="order:1")
             assert await settle(consumer, [delivery], Forward(passed_on)) == [True]
             await consumer.close()
             (received,) = await bench.read(worker_queue("other"))
@@ -142,7 +141,7 @@ class SettlingContract:
                 await settle(consumer, deliveries)
             return received
 
-        bench.send(*(replace(workitem, attempt=2, crashes=1) for workitem in items(5)))
+        bench.send(*(workitem._replace(attempt=2, crashes=1) for workitem in items(5)))
         received = bench.run(test)
 
         # Its place is not promised: a quorum queue puts what is given back behind all others.

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from typing import Any
 
 from taskqueue.broker import Options
@@ -255,8 +254,8 @@ class _Line:
             await room.acquire()
             workitem = sending.workitems[index]
             if sending.reply:
-                workitem = replace(
-                    workitem, reply_to=self._reply_queue, correlation_id=workitem.correlation_id or workitem.id
+                workitem = workitem._replace(
+                    reply_to=self._reply_queue, correlation_id=workitem.correlation_id or workitem.id
                 )
             target = sending.target(index)
             channel.publish(target, workitem.body, to_wire(workitem), listener(index), exchange=exchanges[target])

@@ -66,7 +66,7 @@ class MemoryBroker:
             elif expires <= now:
                 reason = {"x-death": [{"reason": "expired", "queue": queue}]}
                 self.records.expired(workitem)
-                self.put(DROPPED, replace(workitem, expiration=None, headers={**workitem.headers, **reason}))
+                self.put(DROPPED, workitem._replace(expiration=None, headers={**workitem.headers, **reason}))
             else:
                 taken.append(item)
         for item in later:

@@ -8,7 +8,6 @@ import itertools
 import queue as queues
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
@@ -48,7 +47,7 @@ class MemoryProducer:
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
-            named = [replace(w, reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
+            named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         with self._broker.lock:
             for workitem in named:
                 to = queue or worker_queue(workitem.type)

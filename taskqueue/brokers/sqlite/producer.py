@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
@@ -60,7 +59,7 @@ class SQLiteProducer:
         named = [workitem.named() for workitem in workitems]
         if reply:
             reply_to = self._listen()
-            named = [replace(w, reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
+            named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         to = [queue or worker_queue(workitem.type) for workitem in named]
         told = set(to)
         with self._opened() as database:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from taskqueue.brokers.sqlite import history
@@ -89,10 +88,10 @@ def claim(
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
-        ) RETURNING priority, seq, {_LIFE}, {_FIELDS}""",
+        ) RETURNING -priority, seq, {_LIFE}, {_FIELDS}""",
         (carrier, queue, limit),
     ).fetchall()
-    rows.sort(key=lambda row: (-row[0], row[1]))  # RETURNING has no order
+    rows.sort()  # RETURNING has no order
     return [(row[1], from_row(row[5:]), _life(row[2:5])) for row in rows]
 
 
@@ -118,7 +117,7 @@ def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, no
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         items = [(from_row(row[3:]), _life(row[:3])) for row in expired]
         outbox.record(history.expired(item, life, now) for item, life in items if life is not None)
-        dropped = [replace(item, expiration=None, headers={**item.headers, **death}) for item, _ in items]
+        dropped = [item._replace(expiration=None, headers={**item.headers, **death}) for item, _ in items]
         outbox.put([(DROPPED, item, None) for item in dropped], now)
 
 

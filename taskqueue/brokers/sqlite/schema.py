@@ -31,7 +31,8 @@ VERSION = 2
 WAITING, SCHEDULED, LENT = 0, 1, 2
 
 # seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
-# no other one, which AUTOINCREMENT would promise at the price of one more page in each transaction.
+# no other one (but for a clock that is set back to that very microsecond; the fence is the carrier's number as well).
+# AUTOINCREMENT would promise it without that, at the price of one more page in each transaction.
 # The indexes are partial, so that each holds only the rows that its question is about.  What is lent has none: only the
 # death of a carrier asks for it.
 _FIRST = f"""
@@ -95,7 +96,6 @@ COLUMNS = (
     "queue, state, priority, due, expires, "
     "id, type, reference, content_type, attempt, crashes, failures, properties, body, born, sender, story"
 )
-_TEXTS = ("content_encoding", "correlation_id", "reply_to")
 
 
 class Life(NamedTuple):
@@ -111,11 +111,17 @@ _NO_LIFE = Life(None, "", "")
 
 def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[Any, ...]:
     """The values of COLUMNS for `workitem` in `queue`."""
-    properties: dict[str, Any] = {name: value for name in _TEXTS if (value := getattr(workitem, name))}
+    properties: dict[str, Any] = {}
+    if workitem.correlation_id:
+        properties["correlation_id"] = workitem.correlation_id
+    if workitem.reply_to:
+        properties["reply_to"] = workitem.reply_to
+    if workitem.content_encoding:
+        properties["content_encoding"] = workitem.content_encoding
     if workitem.headers:
-        properties["headers"] = dict(workitem.headers)
+        properties["headers"] = workitem.headers
     if workitem.others:
-        properties["others"] = dict(workitem.others)
+        properties["others"] = workitem.others
     if workitem.timestamp is not None:
         properties["timestamp"] = workitem.timestamp
     if workitem.priority is not None:
