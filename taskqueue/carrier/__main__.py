@@ -12,7 +12,9 @@ from taskqueue.process.protocol import inherited_socket
 from taskqueue.title import set_title
 
 _PR_SET_DUMPABLE = 4
-COLLECT_EVERY = 50_000  # objects; workitems are in no cycles, and looking for some after each 700 takes a tenth of the time
+COLLECT_EVERY = (
+    50_000  # objects; workitems are in no cycles, and looking for some after each 700 takes a tenth of the time
+)
 
 
 async def main() -> None:
