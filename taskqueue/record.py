@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from taskqueue.lifecycle import ENDED, State, after, at_first
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Payload, Release, Retry, Rules, TimedOut
@@ -12,8 +12,7 @@ from taskqueue.workitem import INCOMING, Workitem
 __all__ = ["Attempt", "Progress", "Record", "Run", "attempt_of", "born", "is_recorded", "settled", "started"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """A workitem in a worker process.
 
     started, ended: POSIX seconds; ended is None while it runs, and where nobody saw it end.
@@ -30,8 +29,7 @@ class Run:
     memory: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try, and what became of it.
 
     number: 1 at first; a try that did not count, because its carrier died, has the number of the one after it.
@@ -49,8 +47,7 @@ class Attempt:
     log: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a handler says it is: `done` of `total`, in units of its own; `at`, POSIX seconds."""
 
     done: float
@@ -143,9 +140,7 @@ def attempt_of(
     if not what or (run is None and what == "released"):
         return None
     again = None if state in ENDED else now + outcome.delay if isinstance(outcome, Retry) else now
-    return Attempt(
-        number=workitem.attempt, outcome=what, run=run, error=error, traceback=traceback, again=again, log=log
-    )
+    return Attempt(workitem.attempt, what, run, error, traceback, again, log)
 
 
 def _told(outcome: Outcome) -> tuple[str, str, str]:

@@ -57,9 +57,7 @@ class Account:
     def ran(self, seconds: float, cpu: float | None = None, memory: int | None = None) -> Run:
         """What ended just now, and ran for `seconds`."""
         now = self._clock.wall()
-        return Run(
-            host=self._host, user=self._user, pid=self._pid, started=now - seconds, ended=now, cpu=cpu, memory=memory
-        )
+        return Run(self._host, self._user, self._pid, now - seconds, now, cpu, memory)
 
     def take(self, number: int) -> tuple[str, ...]:
         """The log of what has ended; it is forgotten here."""

@@ -9,7 +9,6 @@ import queue as queues
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
 from taskqueue.brokers.memory.ends import Item, MemoryConsumer, MemoryDeadLetters, MemoryProducer
