@@ -71,7 +71,7 @@ HEADER_VALUES = st.recursive(
     max_leaves=5,
 )
 WORKITEMS = st.builds(
-    Workitem,
+    lambda **properties: Workitem(**properties),  # what is not named is left out
     body=BODIES,
     id=st.text(),
     content_type=CONTENT_TYPES,

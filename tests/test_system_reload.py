@@ -125,9 +125,8 @@ asyncio.run(main())
 
         os.kill(pool.pid, signal.SIGSTOP)
         os.kill(carrier, signal.SIGSTOP)
-        local.run("send", "nobody", "x", "--url", local.url)  # takes a while, as does the next line
-        local.run("send", "nobody", "x", "--url", local.url)
-        local.run("check-config", "-c", config)
+        for _ in range(3):  # takes a while, and does not need the file, which the carrier may be holding
+            local.run("check-config", "-c", config)
         os.kill(pool.pid, signal.SIGCONT)
         os.kill(carrier, signal.SIGCONT)
 
