@@ -12,9 +12,8 @@ from taskqueue.process.protocol import inherited_socket
 from taskqueue.title import set_title
 
 _PR_SET_DUMPABLE = 4
-COLLECT_EVERY = (
-    50_000  # objects; workitems are in no cycles, and looking for some after each 700 takes a tenth of the time
-)
+COLLECT_EVERY = 50_000
+"""Objects.  Workitems are in no cycles, and to look for cycles after each 700 would take a tenth of the time."""
 
 
 async def main() -> None:
