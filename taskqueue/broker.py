@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Outcome, Rules
@@ -83,13 +83,12 @@ class Delivery:
     redelivered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran."""
 
     delivery: Delivery
     outcome: Outcome
-    rules: Rules = field(default=Rules())
+    rules: Rules = Rules()
     run: Run | None = None
     log: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ delivery then, or gives it back.  So the outcomes mean the same everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
@@ -63,8 +63,7 @@ class Payload:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """One workitem to store in `queue`, due by its own `due`.
 
     required: False where a queue that does not exist is nobody's fault (the reply queue of a client that left).
@@ -152,8 +151,7 @@ class Release:
 Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Release
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
+class Effects(NamedTuple):
     """What settling one delivery stores.  `ends` False: the delivery is given back instead."""
 
     sends: tuple[Send, ...] = ()

@@ -84,7 +84,7 @@ class Actor:
         self.process.hand_over([Delivery(workitem=ITEM, queue="worker_t", tag=tag, lease=self.lease) for tag in tags])
 
     def end(self, number: int, **more: Any) -> None:
-        self.say(Kind.ENDED, [number, 0.001, 0.0005, 1 << 20, "done", "text/plain", []], **more)
+        self.say(Kind.ENDED, [number, 1_000_000, 500_000, 1 << 20, "done", "text/plain", []], **more)
 
     def buried(self) -> tuple[dict[Any, Any], list[Any]]:
         running, rest = self.process.bury()

@@ -299,17 +299,18 @@ class WorkerProcess:
     def _heard(self, kind: Kind, meta: Any, payload: bytes) -> None:
         match kind:
             case Kind.ENDED:
-                number, seconds, cpu, memory, *answer = meta
+                number, nanoseconds, cpu, memory, *answer = meta
+                seconds = _seconds(nanoseconds)
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
-                outcome = self._judged(self._handed[number], float(seconds), answer, payload)
+                outcome = self._judged(self._handed[number], answer, payload)
                 delivery = self._take(number)
                 self._ended += 1
                 self._stuck = False
                 if self._memory is not None:
                     self._weigh(self._memory)
-                run = self._account.ran(float(seconds), cpu and float(cpu), int(memory))
+                run = self._account.ran(seconds, None if cpu is None else _seconds(cpu), int(memory))
                 ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
-                self._owner.ended(self, ended, float(seconds))
+                self._owner.ended(self, ended, seconds)
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
                 late = [self._take(number) for number in meta if number in self._handed]
@@ -340,12 +341,16 @@ class WorkerProcess:
             name = "max_memory" if limit == self.group.max_memory else "memory_limit"
             self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(limit)})"
 
-    def _judged(self, delivery: Delivery, seconds: float, answer: Sequence[Any], payload: bytes) -> Outcome:
-        if not 0 <= seconds < float("inf"):
-            raise ValueError(f"a run time of {seconds} s")
+    def _judged(self, delivery: Delivery, answer: Sequence[Any], payload: bytes) -> Outcome:
         if len(payload) > self._max_result:
             raise ValueError(f"a result of {len(payload)} bytes")
         return after_answer(delivery.workitem, self.group, answer, payload, jitter=random.random(), known=self.formats)
+
+
+def _seconds(nanoseconds: Any) -> float:
+    if not 0 <= nanoseconds < 1e18:
+        raise ValueError(f"a time of {nanoseconds} ns")
+    return float(nanoseconds / 1e9)
 
 
 def _properties(delivery: Delivery) -> dict[str, Any]:

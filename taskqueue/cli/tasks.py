@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,15 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _whole(record: Record) -> dict[str, Any]:
-    return {**asdict(record), "result": None if record.result is None else _shown(record.result)}
+    return {
+        **{each.name: getattr(record, each.name) for each in fields(record)},
+        "attempts": [
+            {**attempt._asdict(), "run": attempt.run and attempt.run._asdict()} for attempt in record.attempts
+        ],
+        "running": record.running and record.running._asdict(),
+        "progress": record.progress and record.progress._asdict(),
+        "result": record.result and _shown(record.result),
+    }
 
 
 def _shown(result: Payload) -> dict[str, str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskqueue.broker import Ended, Underway
 from taskqueue.brokers.sqlite.schema import SCHEDULED, Life
@@ -23,8 +22,7 @@ _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs as much as what it does
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What one transaction does for a delivery that has ended.
 
     life: of what goes on of it.  record: the values of ENDED_COLUMNS, if it has ended for good and a record is kept;
