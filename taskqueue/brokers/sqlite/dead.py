@@ -69,9 +69,10 @@ class SQLiteDeadLetters:
         }
 
         def end(database: Database) -> list[bool]:
-            with database.writing() as connection:
-                counted, told = queues.end(connection, todo, None, now)
-            database.ring(told)
+            told: set[str] = set()
+            with database.writing(told=told) as connection:
+                counted, queues_told = queues.end(connection, todo, None, now)
+                told |= queues_told
             return [item.delivery.tag in counted for item in ended]
 
         return await self._do(end)

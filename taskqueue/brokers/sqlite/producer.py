@@ -59,12 +59,11 @@ class SQLiteProducer:
         items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
         told = {name for name, _ in items}
         with self._opened() as database:
-            with database.writing() as connection:
+            with database.writing(told=told) as connection:
                 for name in told - self._declared:
                     queues.declare(connection, name)
                 queues.put(connection, items, self._clock.wall())
             self._declared |= told
-            database.ring(told)
         return [workitem.id for workitem in named]
 
     def _listen(self) -> str:
