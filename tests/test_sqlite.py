@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import multiprocessing
+import os
 import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from embedded import drain, run, send
 from taskqueue.broker import Broker, Ended, Options, connect
 from taskqueue.brokers.sqlite import SQLiteBroker, open_broker
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.errors import BrokerError
 from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.workitem import Workitem
 
@@ -118,38 +122,91 @@ def test_a_carrier_that_waits_is_woken_up_by_the_bell(url: str, monkeypatch: pyt
     assert len(taken) == 20
 
 
-def test_what_is_sent_and_settled_is_synced_and_what_is_lent_need_not_be(
+def test_what_is_sent_and_settled_is_synced_once_others_see_it_and_what_is_lent_need_not_be(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PRAGMA synchronous is FULL (2), or NORMAL (1), where a transaction is committed."""
-    commits: list[tuple[str, int]] = []
-    commit = Database.commit
+    done: dict[str, list[str]] = {}
+    commit, ring, fdatasync = Database.commit, Database.ring, os.fdatasync
 
-    def noting(self: Database) -> None:
-        connection = self._connection
-        (level,) = connection.execute("PRAGMA synchronous").fetchone()
-        states = connection.execute("SELECT queue, state FROM workitems ORDER BY seq").fetchall()
-        if states:  # not where the consumer makes its queue
-            commits.append((str(states), level))
+    def note(what: str) -> None:
+        done.setdefault(threading.current_thread().name.partition("_")[0], []).append(what)
+
+    def committing(self: Database) -> None:
+        states = self._connection.execute("SELECT queue, state FROM workitems ORDER BY seq").fetchall()
         commit(self)
+        note(", ".join(f"{queue} {state}" for queue, state in states))
+
+    def ringing(self: Database, queues: Collection[str]) -> None:
+        note(f"ring {sorted(queues)}")
+        ring(self, queues)
+
+    def syncing(file: int) -> None:
+        fdatasync(file)
+        note(Path(f"/proc/self/fd/{file}").readlink().name)
 
     async def test(broker: Broker) -> None:
         consumer = broker.consumer("worker_t", reserve=1)
         receiving = asyncio.create_task(consumer.receive(limit=1))
         await asyncio.sleep(0.2)
-        monkeypatch.setattr(Database, "commit", noting)
+        monkeypatch.setattr(Database, "commit", committing)
+        monkeypatch.setattr(Database, "ring", ringing)
+        monkeypatch.setattr(os, "fdatasync", syncing)
         await asyncio.to_thread(send, url, b"one", b"two")
+        assert done["asyncio"][-1] == "queue.db-wal"
         (first,) = await receiving
         results = Rules(results_routing_key="results")
         assert await consumer.settle([Ended(first, Done(Payload(b"1")), results)]) == [True]  # and the next one is lent
+        assert done["taskqueue-sqlite"][-1] == "queue.db-wal"
         monkeypatch.undo()
 
     run(url, test)
 
-    sent = "('worker_t', 0), ('worker_t', 0)"
-    lent = "('worker_t', 2), ('worker_t', 0)"
-    settled = "('worker_t', 2), ('results', 0)"
-    assert commits == [(f"[{sent}]", 2), (f"[{lent}]", 1), (f"[{settled}]", 2)]
+    assert done == {
+        "asyncio": ["worker_t 0, worker_t 0", "ring ['worker_t']", "queue.db-wal"],
+        "MainThread": ["worker_t 2, worker_t 0", "ring []"],
+        "taskqueue-sqlite": ["worker_t 2, results 0", "ring ['results']", "queue.db-wal"],
+    }
+
+
+def test_what_was_committed_is_synced_again_where_that_failed_and_not_done_again(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fdatasync = os.fdatasync
+    failures = [OSError(errno.EIO, "Input/output error")] * 2
+
+    def failing(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        fdatasync(file)
+
+    async def test(broker: Broker) -> None:
+        consumer = broker.consumer("worker_t", reserve=1)
+        (first,) = await consumer.receive(limit=1)
+        monkeypatch.setattr(os, "fdatasync", failing)
+        results = Rules(results_routing_key="results")
+        assert await consumer.settle([Ended(first, Done(Payload(b"1")), results)]) == [True]
+        monkeypatch.undo()
+
+    send(url, b"one")
+    run(url, test)
+
+    assert not failures
+    assert "queue.db: Input/output error; trying on" in caplog.text
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    assert connection.execute("SELECT queue FROM workitems").fetchall() == [("results",)]
+    connection.close()
+
+
+def test_a_sender_hears_where_what_it_sent_could_not_be_made_safe(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    producer = connect(url).producer()
+    producer.send([Workitem(body=b"1", type="t")])
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(BrokerError, match=r"queue\.db: Input/output error"):
+        producer.send([Workitem(body=b"2", type="t")])
+    producer.close()
 
 
 def test_results_are_bounded(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 SQLite's own waiting for its lock is unfair: under a steady load a sender can starve altogether.  So whoever writes
 first takes two lock files, one after the other: it waits at the door, which only one can hold, for the room; who
 leaves the room can't be back at it before the next one has entered.
+
+A commit is seen by all others at once, and who made it waits for the disk afterwards, with no lock in its hands.  So
+nobody waits for the disk of others, and work begins while its sender still waits.  Whatever somebody makes durable who
+saw a commit comes behind it in the write-ahead log, which is synced as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from taskqueue.brokers.sqlite.bell import Ringer
@@ -40,8 +44,8 @@ class Database:
         self.path = path
         self._errors = _Errors(path)
         self._files: list[int] = []
-        self._durably, self._quickly = synchronous.upper(), "NORMAL"  # what PRAGMA synchronous is for them
-        self._durable = True
+        self._syncs = synchronous == "full"
+        self._log = -1  # the write-ahead log, once there is one
         with self._errors:
             _check_place(path)
             self._files = [_lock_file(path, name) for name in ("door", "room")]
@@ -69,7 +73,7 @@ class Database:
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
-        connection.execute(f"PRAGMA synchronous = {self._durably}")
+        connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
         if version < VERSION:
             with self.writing():
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -78,17 +82,20 @@ class Database:
                         connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    def writing(self, *, durable: bool = True) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    def writing(
+        self, *, durable: bool = True, told: Collection[str] = ()
+    ) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A write transaction: all of it is there at the end, or none of it.
 
         durable: also after a loss of power.  Without that it survives the death of any process, and costs no wait for
         the disk: for what needs to be true only as long as this host runs.
+        told: the queues that got something, for `ring`; what is added to them meanwhile, too.
 
         Raises BrokerUnavailable where somebody else holds the file too long, BrokerError for what won't pass by itself.
         """
-        return _Writing(self, durable)
+        return _Writing(self, durable, told)
 
-    def begin(self, *, wait: bool, durable: bool = True) -> bool:
+    def begin(self, *, wait: bool) -> bool:
         """Begin a write transaction, which `commit` or an exception `inside` it ends.
 
         False where somebody else writes, or waits to, and `wait` is not set.  Raises what `writing` does.
@@ -97,9 +104,6 @@ class Database:
             if not self._take_turn(wait=wait):
                 return False
             try:
-                if durable is not self._durable:
-                    self._durable = durable
-                    self._connection.execute(f"PRAGMA synchronous = {self._durably if durable else self._quickly}")
                 if not wait:
                     self._connection.execute("PRAGMA busy_timeout = 0")
                 try:
@@ -122,7 +126,7 @@ class Database:
         return _Inside(self)
 
     def commit(self) -> None:
-        """Make the transaction durable; this waits for the disk.  Raises what `writing` does."""
+        """End the transaction: all others see it.  Raises what `writing` does."""
         try:
             with self._errors:
                 self._connection.execute("COMMIT")
@@ -131,6 +135,14 @@ class Database:
             raise
         finally:
             self._leave()
+
+    def sync(self) -> None:
+        """Wait until all that was committed so far outlasts a loss of power.  Raises BrokerError."""
+        if self._syncs:
+            with self._errors:
+                if self._log < 0:
+                    self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                os.fdatasync(self._log)
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -173,6 +185,9 @@ class Database:
         """Let go of the file.  May be called twice."""
         self._connection.close()
         files, self._files = self._files, []
+        if self._log >= 0:
+            files.append(self._log)
+            self._log = -1
         for file in files:
             os.close(file)
         self._ringer.close()
@@ -192,18 +207,23 @@ class _Inside:
 
 
 class _Writing:
-    def __init__(self, database: Database, durable: bool) -> None:
+    def __init__(self, database: Database, durable: bool, told: Collection[str]) -> None:
         self._database = database
         self._durable = durable
+        self._told = told
 
     def __enter__(self) -> sqlite3.Connection:
-        self._database.begin(wait=True, durable=self._durable)
+        self._database.begin(wait=True)
         return self._database._connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._database._undo(error)
         self._database.commit()
+        if self._told:
+            self._database.ring(self._told)
+        if self._durable:
+            self._database.sync()
 
 
 class _Errors:

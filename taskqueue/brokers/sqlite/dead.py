@@ -74,11 +74,10 @@ class SQLiteDeadLetters:
         }
 
         def end(database: Database) -> list[bool]:
-            with database.writing() as connection:
-                outbox = Outbox()
+            outbox = Outbox()
+            with database.writing(told=outbox.told) as connection:
                 counted = queues.end(connection, outbox, todo, None, who, now)
                 outbox.store(connection)
-            database.ring(outbox.told)
             return [item.delivery.tag in counted for item in ended]
 
         return await self._do(end)

@@ -148,7 +148,9 @@ class Engine:
                 more, lasts = self._pending[count].begin()
                 size, count, durable = size + more, count + 1, durable or lasts
             batch, self._pending = self._pending[:count], self._pending[count:]
-            results, told = await self._patiently(functools.partial(self._transaction, batch, durable))
+            results, told, safe = await self._patiently(functools.partial(self._transaction, batch, durable))
+            if not safe:  # it is done, and seen by others: not to be done again
+                await self._patiently(functools.partial(self._in_thread, self._open().sync))
             for operation, result in zip(batch, results, strict=True):
                 operation.then(result)
                 if not operation.done.done():
@@ -164,39 +166,37 @@ class Engine:
             await asyncio.sleep(0)
             quiet = 0 if self.ending > before else quiet + 1
 
-    async def _transaction(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
+    async def _transaction(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:
         """Statements of many steps in this thread; what waits, for other processes or the disk, in the other.
 
         Each step of a statement lets other threads run, and waits for them then: in the other thread, many steps while
         this one is busy would take twice as long.  Those of an outbox are few.
+
+        Gives the results, the queues that got something, and whether it is as durable as it has to be.
         """
         database = self._database
-        if database is None or not database.begin(wait=False, durable=durable):
+        if database is None or not database.begin(wait=False):
             return await self._in_thread(functools.partial(self._in_turn, batch, durable))
         outbox = Outbox()
         with database.inside() as connection:
             results = [operation.work(connection, outbox) for operation in batch]
 
-        def commit() -> None:
+        def commit() -> bool:
             with database.inside() as connection:
                 outbox.store(connection)
             database.commit()
             database.ring(outbox.told)
+            return not durable or _is_synced(database)
 
-        if durable:
-            await self._in_thread(commit)
-        else:
-            commit()
-        return results, outbox.told
+        return results, outbox.told, await self._in_thread(commit) if durable else commit()
 
-    def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str]]:
+    def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:
         outbox = Outbox()
         database = self._open()
-        with database.writing(durable=durable) as connection:
+        with database.writing(durable=False, told=outbox.told) as connection:
             results = [operation.work(connection, outbox) for operation in batch]
             outbox.store(connection)
-        database.ring(outbox.told)
-        return results, outbox.told
+        return results, outbox.told, not durable or _is_synced(database)
 
     def _open(self) -> Database:
         if self._database is None:
@@ -279,6 +279,14 @@ class Engine:
         self._database = None
         os.close(self._lock)
         _lock_path(self.path, self.carrier).unlink(missing_ok=True)
+
+
+def _is_synced(database: Database) -> bool:
+    try:
+        database.sync()
+    except BrokerError:
+        return False
+    return True
 
 
 def _lock_path(path: Path, carrier: int) -> Path:

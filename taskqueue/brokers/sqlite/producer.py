@@ -63,7 +63,7 @@ class SQLiteProducer:
         to = [queue or worker_queue(workitem.type) for workitem in named]
         told = set(to)
         with self._opened() as database:
-            with database.writing() as connection:
+            with database.writing(told=told) as connection:
                 for name in told - self._declared:
                     queues.declare(connection, name)
                 lives = {name: queues.born(name, self._sender) for name in told}
@@ -71,7 +71,6 @@ class SQLiteProducer:
                 outbox.put(((name, w, lives[name]) for name, w in zip(to, named, strict=True)), self._clock.wall())
                 outbox.store(connection)
             self._declared |= told
-            database.ring(told)
         return [workitem.id for workitem in named]
 
     def _listen(self) -> str:

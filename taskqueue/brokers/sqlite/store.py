@@ -74,11 +74,10 @@ class SQLiteStore:
     def cancel(self, id: str) -> bool:
         self.record(id)
         with self._opened() as database:
-            with database.writing() as connection:
-                outbox = Outbox()
+            outbox = Outbox()
+            with database.writing(told=outbox.told) as connection:
                 done = queues.cancel(connection, outbox, id, self._clock.wall())
                 outbox.store(connection)
-            database.ring(outbox.told)
         return done
 
     def close(self) -> None:
