@@ -91,7 +91,7 @@ class Dispatcher:
             while not self._stopping:
                 self._wake.clear()
                 await self._intake.wait(self._wake)
-                if self._asked and not self._stopping:
+                while self._asked and not self._stopping:  # also for what was asked for meanwhile
                     await self._answer()
             log.info("stopping")
             self._service.stopping()
