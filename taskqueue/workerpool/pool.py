@@ -103,7 +103,8 @@ class WorkerPool:
                     return
                 self._show()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), again)
+                    async with asyncio.timeout(again):
+                        await self._wake.wait()
                 except TimeoutError:
                     continue
         finally:
