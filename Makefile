@@ -59,9 +59,9 @@ test: services lint ## everything, against private servers; on Debian, root inst
 test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, the source distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
-test-deb: $(STAMP) ## the Debian packages, installed in a fresh Debian 12 with its RabbitMQ; needs root
+test-deb: $(STAMP) ## the Debian packages in a fresh Debian 12 with RabbitMQ, as root; upgrades from PREVIOUS=DIRECTORY
 	@umask 022; PYTHON=$(PYTHON) tests/install-services test-deb
-	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m deb tests/deb
+	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 TASKQUEUE_PREVIOUS='$(abspath $(PREVIOUS))' $(BIN)/python -m pytest -m deb tests/deb
 
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff format $(FOUND)

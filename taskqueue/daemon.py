@@ -1,17 +1,44 @@
-"""What makes a daemon of a program: its pid file and its user."""
+"""What makes a daemon of a program: what it starts with, its pid file and its user."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from taskqueue.config import Config
 from taskqueue.errors import TaskQueueError
 from taskqueue.process.spawn import Account
+from taskqueue.service import Service
 
-__all__ = ["PidFileError", "become", "holder", "pid_file", "write_pid"]
+__all__ = ["PidFileError", "SetUpLog", "Startup", "become", "holder", "pid_file", "write_pid"]
+
+SetUpLog = Callable[[Config], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Startup:
+    """What a daemon starts with.
+
+    path, url: where the configuration is; what goes before its url.
+    arguments: of the command `taskqueue` that it goes on as when it is upgraded.
+    set_up_log: called with each configuration before it is used.
+    service: told how it is.
+    pid_file: the descriptor of the pid file that it holds.
+    left: what the program left that this process was before; None: there was none.
+    """
+
+    path: Path | None
+    url: str = ""
+    arguments: Sequence[str]
+    set_up_log: SetUpLog = lambda config: None
+    service: Service = field(default_factory=Service)
+    pid_file: int | None = None
+    left: Mapping[str, Any] | None = None
 
 
 class PidFileError(TaskQueueError):

@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from taskqueue import formats
 from taskqueue.broker import Options, connect
 from taskqueue.config import Config, load
+from taskqueue.daemon import Startup
 from taskqueue.discovery import Installed
 from taskqueue.errors import ConfigError, TaskQueueError
 from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
 from taskqueue.intake import Intake, parsed
-from taskqueue.service import Service
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
 
@@ -41,29 +40,11 @@ def broker_options(config: Config) -> Options:
 
 
 class Dispatcher:
-    """One dispatcher.  Call `configure` and `run` once.
+    """One dispatcher.  Call `configure` and `run` once."""
 
-    path, url: where the configuration is; what goes before its url.
-    set_up_log: called with each configuration before it is used.
-    service: told how it is.
-    arguments: of the command `taskqueue` that it goes on as when it is upgraded.
-    pid_file: the descriptor of the pid file that it holds.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        url: str = "",
-        set_up_log: Callable[[Config], None] = lambda config: None,
-        service: Service | None = None,
-        arguments: Sequence[str] = ("dispatcher", "-f"),
-        pid_file: int | None = None,
-    ) -> None:
-        self._path = path
-        self._url = url
-        self._set_up_log = set_up_log
-        self._service = service or Service()
+    def __init__(self, startup: Startup) -> None:
+        self._startup = startup
+        self._service = startup.service
         self.config = Config()
         self._formats = formats.known({}, default="", read_as={})
         self._intake: Intake | None = None
@@ -71,18 +52,16 @@ class Dispatcher:
         self._trouble = "not connected to the broker yet"
         self._wake = asyncio.Event()
         self._stopping = False
-        self._arguments = arguments
-        self._pid_file = pid_file
         self._installed = Installed()
         self._asked: set[str] = set()  # `reload`, `upgrade`, `formats`
 
     def configure(self, installed: Installed) -> None:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
-        config = load(self._path, {}, formats=(*formats.BUILTIN, *installed.formats), url=self._url)
+        config = load(self._startup.path, {}, formats=(*formats.BUILTIN, *installed.formats), url=self._startup.url)
         try:
-            self._set_up_log(config)
+            self._startup.set_up_log(config)
         except ConfigError:
-            self._set_up_log(self.config)
+            self._startup.set_up_log(self.config)
             raise
         for warning in installed.problems:
             log.warning("%s", warning)
@@ -112,7 +91,7 @@ class Dispatcher:
             while not self._stopping:
                 self._wake.clear()
                 await self._intake.wait(self._wake)
-                if self._asked and not self._stopping:
+                while self._asked and not self._stopping:  # also for what was asked for meanwhile
                     await self._answer()
             log.info("stopping")
             self._service.stopping()
@@ -220,8 +199,9 @@ class Dispatcher:
 
         Returns only where that can't be done, with the reason; then all goes on as it was.
         """
-        left = {"pid_file": self._pid_file, "reloads": self._service.reloads}
-        problem = await check(self._arguments, left)
+        arguments, held = self._startup.arguments, self._startup.pid_file
+        left = {"pid_file": held, "reloads": self._service.reloads}
+        problem = await check(arguments, left)
         if not problem and not self._stopping and self._intake is not None:
             log.info("going on with the versions that are installed now")
             await self._leave(self._intake)
@@ -230,7 +210,7 @@ class Dispatcher:
             await last_signals()
             if not self._stopping:
                 try:
-                    become_anew(self._arguments, left, [] if self._pid_file is None else [self._pid_file])
+                    become_anew(arguments, left, [] if held is None else [held])
                 except OSError as error:
                     problem = f"{error.filename}: {error.strerror}"
             release_signals()

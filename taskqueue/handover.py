@@ -59,7 +59,8 @@ async def check(arguments: Sequence[str], left: Mapping[str, Any]) -> str:
             pass_fds=(file.fileno(),),
         )
         try:
-            status = await asyncio.wait_for(process.wait(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                status = await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

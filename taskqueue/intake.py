@@ -66,7 +66,8 @@ class Intake:
         for task in self._running:
             task.cancel()
         try:
-            await asyncio.wait_for(self._settle_all(), STOP_TIMEOUT)
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._settle_all()
         except TimeoutError:
             log.warning("not everything could be settled in %g s; it will be done again", STOP_TIMEOUT)
         await self._broker.close()

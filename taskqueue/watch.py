@@ -43,7 +43,8 @@ async def find_installed() -> Installed:
             env=environment(user, {}),
         )
         try:
-            answer = await asyncio.wait_for(_everything(process), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                answer = await _everything(process)
         except TimeoutError:
             raise TaskQueueError(f"what is installed can't be found out within {PATIENCE:g} s") from None
         finally:

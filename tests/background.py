@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from system import PATIENCE, System, alive, children, until
+from system import PATIENCE, Running, System, alive, until
 
 LOGGING = """
 [loggers]
@@ -29,7 +28,7 @@ args = ({path!r},)
 """
 
 
-class Background:
+class Background(Running):
     """A daemon that was started in the background; `done` is what starting it came to."""
 
     def __init__(
@@ -38,9 +37,8 @@ class Background:
         self.pid_file = system.directory / program / f"{program}.pid"
         self.status_file = self.pid_file.with_suffix(".status")
         self.pid_file.parent.mkdir(exist_ok=True)
-        command = [system.installation.bin(f"taskqueue-{program}"), "-c", config, "-p", self.pid_file, *arguments]
         self.done = subprocess.run(
-            [str(word) for word in command],
+            system.command(f"taskqueue-{program}", config, "-p", self.pid_file, *arguments),
             env=system.environment(),
             capture_output=True,
             text=True,
@@ -48,7 +46,7 @@ class Background:
             check=False,
             cwd=cwd or system.directory,
         )
-        self.pid = int(self.pid_file.read_text()) if self.pid_file.exists() else 0
+        super().__init__(int(self.pid_file.read_text()) if self.pid_file.exists() else 0)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -60,20 +58,6 @@ class Background:
         """Wait until what it says fulfils `condition`."""
         until(lambda: condition(self.status), f"another status than {self.status}")
         return self.status
-
-    @property
-    def carriers(self) -> list[int]:
-        """The pids of its carriers."""
-        return children(self.pid, "taskqueue.carrier")
-
-    @property
-    def workers(self) -> list[int]:
-        """The pids of its worker processes."""
-        return children(self.pid, "taskqueue.process")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, number)
 
     def stop(self) -> None:
         """SIGTERM, and wait for its end."""
@@ -91,6 +75,4 @@ def background(
         yield daemon
     finally:
         if daemon.pid and alive(daemon.pid):
-            below = [*daemon.carriers, *daemon.workers]
-            os.kill(daemon.pid, signal.SIGKILL)
-            until(lambda: not any(map(alive, below)))
+            daemon.kill()

@@ -113,8 +113,35 @@ class Message:
         return json.loads(self.body)
 
 
-class Daemon:
-    """One daemon that was started by a test, its log in a file."""
+class Running:
+    """A daemon that runs, as anybody on its host sees it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @property
+    def carriers(self) -> list[int]:
+        """The pids of its carriers."""
+        return children(self.pid, "taskqueue.carrier")
+
+    @property
+    def workers(self) -> list[int]:
+        """The pids of its worker processes, ready or not."""
+        return children(self.pid, "taskqueue.process")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end, and that of everything that it had started."""
+        everything = [self.pid, *self.carriers, *self.workers]
+        self.signal(signal.SIGKILL)
+        until(lambda: not any(map(alive, everything)), f"the end of {everything}")
+
+
+class Daemon(Running):
+    """One daemon in the foreground, its log in a file."""
 
     def __init__(self, command: Sequence[object], log: Path, environment: Mapping[str, str]) -> None:
         self.command = [str(word) for word in command]
@@ -123,7 +150,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 self.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
             )
-        self.pid = self.process.pid
+        super().__init__(self.process.pid)
 
     @property
     def log(self) -> str:
@@ -141,16 +168,6 @@ class Daemon:
 
         return until(found, f"{pattern!r} in the log of {self.command}", timeout=timeout)
 
-    @property
-    def carriers(self) -> list[int]:
-        """The pids of its carriers."""
-        return children(self.pid, "taskqueue.carrier")
-
-    @property
-    def workers(self) -> list[int]:
-        """The pids of its worker processes, ready or not."""
-        return children(self.pid, "taskqueue.process")
-
     def ready(self, group: str = r"[\w.-]+") -> list[int]:
         """The pids of its worker processes that are ready, of all groups or of one."""
         said = {int(pid) for pid in re.findall(rf"worker process (\d+) of {group} is ready", self.log)}
@@ -167,10 +184,6 @@ class Daemon:
         until(enough, f"{count} worker processes ready", timeout=timeout)
         return self.ready(group)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
-
     def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; the exit status, or minus the signal's number."""
         try:
@@ -185,11 +198,8 @@ class Daemon:
         assert status == 0, f"exit status {status}:\n{self.log[-8000:]}"
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end of everything that it had started."""
-        below = [*self.carriers, *self.workers]
-        self.process.kill()
+        super().kill()
         self.process.wait()
-        until(lambda: not any(map(alive, below)), f"the end of {below}")
 
 
 class System:
@@ -249,10 +259,14 @@ class System:
     def _start(
         self, name: str, config: Path, arguments: Sequence[object], prefix: Sequence[object], more: Mapping[str, str]
     ) -> Daemon:
-        command = [*prefix, self.installation.bin(name), "-f", "-c", config, *arguments]
+        command = [*prefix, *self.command(name, config, "-f", *arguments)]
         log = self.directory / f"{len(self.daemons)}-{name}.log"
         self.daemons.append(Daemon(command, log, self.environment(**more)))
         return self.daemons[-1]
+
+    def command(self, name: str, config: Path | str, *arguments: object) -> list[str]:
+        """What starts a daemon."""
+        return [str(word) for word in (self.installation.bin(name), "-c", config, *arguments)]
 
     def environment(self, **more: str) -> dict[str, str]:
         """What daemons and commands are started with."""

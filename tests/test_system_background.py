@@ -180,6 +180,20 @@ def test_a_reload_says_what_was_wrong_and_that_it_took(system: SQLiteSystem, pro
         daemon.stop()
 
 
+@PROGRAMS
+def test_a_reload_that_is_asked_for_while_another_goes_on_is_answered(system: SQLiteSystem, program: str) -> None:
+    with background(system, program, system.config(NONE)) as daemon:
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+        before = children.read_text()
+        daemon.signal(signal.SIGHUP)
+        until(lambda: children.read_text() != before, "its look at what is installed")
+
+        daemon.signal(signal.SIGHUP)
+
+        daemon.wait_status(lambda status: status["reloads"] > 0)
+        daemon.stop()
+
+
 def test_a_log_that_can_not_be_set_up_changes_nothing_at_a_reload(system: SQLiteSystem) -> None:
     log = system.directory / "log"
     text = ECHO + LOGGING.format(path=str(log))

@@ -86,10 +86,12 @@ class TestTheDispatcher:
 class TestAHungCarrier:
     PROGRAM = """
 import asyncio, logging, pathlib, sys
+from taskqueue.daemon import Startup
 from taskqueue.workerpool import WorkerPool
 logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s")
 async def main():
-    await WorkerPool(pathlib.Path(sys.argv[1]), mute_for=1.0).run()
+    startup = Startup(path=pathlib.Path(sys.argv[1]), arguments=["workerpool", "-f"])
+    await WorkerPool(startup, mute_for=1.0).run()
 asyncio.run(main())
 """
 

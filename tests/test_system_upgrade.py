@@ -260,6 +260,8 @@ def test_over_rabbitmq_nothing_is_lost_or_done_twice_under_load(own: Installatio
             assert len({line[4] for line in lines}) == 9  # each version had processes of its own
             until(lambda: system.depth("worker_record") == 0 and len(pool.carriers) == 1)
             pool.stop()
+            said = (system.directory / "log").read_text()
+            assert "died" not in said and "Traceback" not in said
 
 
 class TestOneThatCanNotBe:
@@ -283,14 +285,25 @@ class TestOneThatCanNotBe:
         pool.stop()
 
     def test_a_configuration_that_is_invalid_is_said_and_the_old_version_goes_on(
-        self, system: SQLiteSystem, pool: Background
+        self, system: SQLiteSystem, pool: Background, own: Installation
     ) -> None:
         carriers, workers = pool.carriers, pool.workers
         path = system.write("[taskqueue]\nmax_body = much\n")
-
-        status, problems = upgrade(system, pool)
+        (installed,) = own.site_packages.glob("taskqueue-*/METADATA")
+        before = installed.read_text()
+        try:
+            installed.write_text(before.replace("\nVersion: ", "\nVersion: 9."))
+            status, problems = upgrade(system, pool)
+            said = system.run("status", "-p", pool.pid_file).stdout.decode().splitlines()[-1]
+        finally:
+            installed.write_text(before)
 
         assert status == 6
+        version = pool.status["version"]
+        assert said == (
+            f"workerpool: it is version {version}; 9.{version} is installed: "
+            f"taskqueue reload --upgrade --wait -p {pool.pid_file}"
+        )
         assert problems.startswith(f"taskqueue: workerpool: not upgraded: {path}:2: [taskqueue] max_body")
         assert (pool.carriers, pool.workers) == (carriers, workers)
         assert echoes(system, "still")

@@ -7,8 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from taskqueue.watch import find_installed
 __all__ = ["add_parser"]
 
 logger = logging.getLogger(__name__)
-SetUpLog = Callable[[Config], None]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
@@ -44,28 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     return parsers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """What a daemon starts with.
-
-    arguments: of the command that it goes on as when it is upgraded.
-    pid_file: the descriptor of the pid file.
-    left: what the program left that this process was before; None: there was none.
-    """
-
-    set_up_log: SetUpLog
-    service: Service
-    arguments: Sequence[str]
-    pid_file: int | None
-    left: Mapping[str, Any] | None
-
-
 def _run(
-    args: argparse.Namespace, command: str, config: Config, work: Callable[[_Start], Coroutine[Any, Any, None]]
+    args: argparse.Namespace, command: str, config: Config, work: Callable[[daemon.Startup], Coroutine[Any, Any, None]]
 ) -> int:
     name = f"taskqueue-{command}"
     set_up_log = partial(log.set_up, name=name, foreground=args.foreground, verbosity=args.verbose - args.quiet)
-    pid_file = args.pid_file.absolute() if args.pid_file else None  # the background has another current directory
+    # Now: the background has another current directory.
+    path, pid_file = _path(args), args.pid_file.absolute() if args.pid_file else None
     arguments = _arguments(args, command, pid_file)
     left = handover.left_by_predecessor()
     if args.check:
@@ -78,11 +61,12 @@ def _run(
         set_up_log(config)
         reloads = left["reloads"] + 1 if left else 0
         service = Service(status_file(pid_file) if pid_file else None, started=started, reloads=reloads)
-        start = _Start(
-            set_up_log=set_up_log, service=service, arguments=arguments, pid_file=descriptor, left=left,
+        startup = daemon.Startup(
+            path=path, url=args.url, arguments=arguments, set_up_log=set_up_log, service=service,
+            pid_file=descriptor, left=left,
         )  # fmt: skip
         try:
-            asyncio.run(work(start))
+            asyncio.run(work(startup))
         except ConfigError:
             raise
         except Exception as error:
@@ -107,16 +91,12 @@ def _arguments(args: argparse.Namespace, command: str, pid_file: Path | None) ->
 def _dispatcher(args: argparse.Namespace) -> int:
     from taskqueue.dispatcher import Dispatcher  # the manager does not need a broker's client
 
-    path = _path(args)
     # Found out before the background, so that whoever starts it sees what is wrong.
-    config = _load(path, args.url)
+    config = _load(_path(args), args.url)
     user = _service_account(config)
 
-    async def work(start: _Start) -> None:
-        dispatcher = Dispatcher(
-            path, url=args.url, set_up_log=start.set_up_log, service=start.service, arguments=start.arguments,
-            pid_file=start.pid_file,
-        )  # fmt: skip
+    async def work(startup: daemon.Startup) -> None:
+        dispatcher = Dispatcher(startup)
         dispatcher.configure(await find_installed())
         if user is not None and user.uid != os.geteuid():
             daemon.become(user)  # it needs no rights at all
@@ -128,14 +108,10 @@ def _dispatcher(args: argparse.Namespace) -> int:
 def _workerpool(args: argparse.Namespace) -> int:
     from taskqueue.workerpool import WorkerPool
 
-    path = _path(args)
-    config = _load(path, args.url)
+    config = _load(_path(args), args.url)
 
-    async def work(start: _Start) -> None:
-        await WorkerPool(
-            path, url=args.url, set_up_log=start.set_up_log, service=start.service, arguments=start.arguments,
-            pid_file=start.pid_file, left=start.left,
-        ).run()  # fmt: skip
+    async def work(startup: daemon.Startup) -> None:
+        await WorkerPool(startup).run()
 
     return _run(args, "workerpool", config, work)
 

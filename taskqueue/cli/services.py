@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 from taskqueue.clock import SYSTEM
@@ -98,6 +99,7 @@ def _status(path: Path, pid: int) -> Status | None:
 def show(args: argparse.Namespace) -> int:
     """`taskqueue status`."""
     daemons = _daemons(args)
+    installed = metadata.version("taskqueue")
     for daemon in daemons:
         if args.json:
             status = asdict(daemon.status) if daemon.status else {}
@@ -108,6 +110,9 @@ def show(args: argparse.Namespace) -> int:
             print(f"{daemon.name}: {state}, pid {daemon.pid}: {sentence}")
             for problem in daemon.status.problems if daemon.status else ():
                 print(f"{daemon.name}: its new configuration was refused: {problem}")
+            if daemon.status and daemon.status.version != installed:
+                remedy = f"taskqueue reload --upgrade --wait -p {daemon.pid_file}"
+                print(f"{daemon.name}: it is version {daemon.status.version}; {installed} is installed: {remedy}")
         else:
             print(f"{daemon.name}: {'dead, and its pid file is there' if daemon.there else 'not running'}")
     if not daemons:

@@ -41,7 +41,8 @@ def within(work: Coroutine[object, object, T]) -> T:
     """Run a test's asynchronous part, for LIMIT seconds at most."""
 
     async def limited() -> T:
-        return await asyncio.wait_for(work, LIMIT)
+        async with asyncio.timeout(LIMIT):
+            return await work
 
     return asyncio.run(limited())
 
@@ -131,7 +132,8 @@ class Bench:
     async def nothing_comes(self, consumer: Consumer) -> bool:
         """Whether `consumer` gets nothing for a while."""
         try:
-            await asyncio.wait_for(consumer.receive(limit=1), QUIET)
+            async with asyncio.timeout(QUIET):
+                await consumer.receive(limit=1)
         except TimeoutError:
             return True
         return False

@@ -73,6 +73,28 @@ class ReceivingContract:
 
         assert sorted(bench.run(test)) == sorted(sent)
 
+    def test_a_receive_that_is_cancelled_just_when_something_comes_has_ended(self, bench: Bench) -> None:
+        """Else whoever stops to receive would go on without knowing it."""
+
+        async def test() -> None:
+            consumer = bench.consumer()
+            for turns in range(8):
+                receiving = asyncio.create_task(consumer.receive(limit=1))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                bench.send(item())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if receiving.cancel():
+                    with pytest.raises(asyncio.CancelledError):
+                        await receiving
+                    deliveries = await bench.lent(consumer, 1)
+                else:
+                    deliveries = receiving.result()
+                assert await settle(consumer, deliveries) == [True]
+
+        bench.run(test)
+
     def test_what_is_lent_is_lent_to_nobody_else(self, bench: Bench) -> None:
         async def test() -> None:
             first, second = bench.consumer(reserve=3), bench.consumer(reserve=3)

@@ -68,7 +68,8 @@ class SettlingContract:
             consumer = bench.consumer(reserve=1)
             await settle(consumer, await bench.lent(consumer, 1), Retry(20.0))
             await asyncio.to_thread(bench.send, item(id="other"))
-            (delivery,) = await asyncio.wait_for(bench.lent(consumer, 1), 10.0)
+            async with asyncio.timeout(10.0):
+                (delivery,) = await bench.lent(consumer, 1)
             return delivery.workitem.id
 
         bench.send(item(id="late"))

@@ -9,19 +9,18 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from taskqueue import formats
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.config import Config, check_users, effective_user, load, service_user, user_exists
+from taskqueue.daemon import Startup
 from taskqueue.discovery import Installed
 from taskqueue.errors import ConfigError, TaskQueueError
 from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
 from taskqueue.plan import Start, Stop, plan, want
-from taskqueue.service import Service
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
 from taskqueue.workerpool.carrier_end import settings
@@ -38,35 +37,12 @@ EXTEND_EVERY = 5.0  # seconds, while it stops
 class WorkerPool:
     """One worker manager.
 
-    path, url: where the configuration is; what goes before its url.
-    set_up_log: called with each configuration before it is used.
-    service: told how it is.
-    arguments: of the command `taskqueue` that it goes on as when it is upgraded.
-    pid_file: the descriptor of the pid file that it holds.
-    left: what the version before left to this one.
     mute_for: seconds without an answer after which a carrier is killed and replaced.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        url: str = "",
-        set_up_log: Callable[[Config], None] = lambda config: None,
-        service: Service | None = None,
-        arguments: Sequence[str] = ("workerpool", "-f"),
-        pid_file: int | None = None,
-        left: Mapping[str, Any] | None = None,
-        clock: Clock = SYSTEM,
-        mute_for: float = MUTE_FOR,
-    ) -> None:
-        self._path = path
-        self._url = url
-        self._set_up_log = set_up_log
-        self._service = service or Service()
-        self._arguments = arguments
-        self._pid_file = pid_file
-        self._left = left
+    def __init__(self, startup: Startup, *, clock: Clock = SYSTEM, mute_for: float = MUTE_FOR) -> None:
+        self._startup = startup
+        self._service = startup.service
         self._clock = clock
         self._root = os.geteuid() == 0
         self.config = Config()
@@ -82,11 +58,11 @@ class WorkerPool:
     def configure(self, installed: Installed) -> None:
         """Read the configuration, and say what is odd about it.  Raises ConfigError; the old one stays then."""
         known = (*formats.BUILTIN, *installed.formats)
-        config = load(self._path, installed.plugins, formats=known, url=self._url)
+        config = load(self._startup.path, installed.plugins, formats=known, url=self._startup.url)
         try:
-            self._set_up_log(config)
+            self._startup.set_up_log(config)
         except ConfigError:
-            self._set_up_log(self.config)
+            self._startup.set_up_log(self.config)
             raise
         for warning in (*installed.problems, *config.warnings, *check_users(config, root=self._root)):
             log.warning("%s", warning)
@@ -102,8 +78,8 @@ class WorkerPool:
         """Work until stopped by a signal.  Raises ConfigError where it can't start."""
         loop = asyncio.get_running_loop()
         self.configure(await find_installed())
-        if self._left is not None:
-            adopt(self._children, self._left)
+        if self._startup.left is not None:
+            adopt(self._children, self._startup.left)
         for number, handler in (
             (signal.SIGCHLD, self._wake.set),
             (signal.SIGTERM, self.stop),
@@ -127,7 +103,8 @@ class WorkerPool:
                     return
                 self._show()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), again)
+                    async with asyncio.timeout(again):
+                        await self._wake.wait()
                 except TimeoutError:
                     continue
         finally:
@@ -233,7 +210,7 @@ class WorkerPool:
 
     async def _upgrade(self) -> Sequence[str]:
         """Become the version that is installed now; returns only where that can't be done, with the reason."""
-        problem = await check(self._arguments, self._leave())
+        problem = await check(self._startup.arguments, self._leave())
         if not problem and not self._stopping:
             if self._watch is not None:
                 await self._watch.close()
@@ -252,15 +229,15 @@ class WorkerPool:
         if not flush(self._children):
             return "a carrier does not answer"
         left = self._leave()
-        held = [] if self._pid_file is None else [self._pid_file]
+        held = [] if self._startup.pid_file is None else [self._startup.pid_file]
         log.info("going on as the version that is installed now")
         try:
-            become_anew(self._arguments, left, [*descriptors(left), *held])
+            become_anew(self._startup.arguments, left, [*descriptors(left), *held])
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
 
     def _leave(self) -> dict[str, Any]:
-        return {**leave(self._children), "pid_file": self._pid_file, "reloads": self._service.reloads}
+        return {**leave(self._children), "pid_file": self._startup.pid_file, "reloads": self._service.reloads}
 
     def log_state(self) -> None:
         """Everything that is known, to the log."""

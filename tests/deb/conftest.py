@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ from packages import packages as found
 from servers import MissingService, missing
 
 PLUGINS = ("inspect", "plain", "worker2")
+PREVIOUS = os.environ.get("TASKQUEUE_PREVIOUS", "")
 DEFAULT = (TOP / "config.ini.example").read_text()
 
 
@@ -32,6 +33,12 @@ def later(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     directory = tmp_path_factory.mktemp("later")
     next_version(list(found(packages).values()), directory)
     return found(directory)
+
+
+@pytest.fixture(scope="session")
+def earlier(files: dict[str, Path]) -> dict[str, Path]:
+    """What upgrades begin with: the packages in the directory TASKQUEUE_PREVIOUS; else those of `files`."""
+    return found(Path(PREVIOUS)) if PREVIOUS else files
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +76,8 @@ def debian(base: Path) -> Callable[..., contextlib.AbstractContextManager[Machin
 
     @contextlib.contextmanager
     def make(name: str, *, booted: bool = False) -> Iterator[Machine]:
-        root = base.parent / name
-        subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
-        try:
-            with Machine(root, booted=booted) as machine:
-                yield machine
-        finally:
-            shutil.rmtree(root)
+        with Machine(base, name, booted=booted) as machine:
+            yield machine
 
     return make
 

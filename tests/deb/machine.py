@@ -19,11 +19,12 @@ from system import until
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 INSIDE = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 SOFTWARE = (
-    "amqp-tools", "dbus", "inetutils-syslogd", "man-db", "procps", "python3-pip", "rabbitmq-server", "systemd",
-    "systemd-sysv",
+    "amqp-tools", "dbus", "inetutils-syslogd", "man-db", "procps", "python3-pip", "python3-venv", "rabbitmq-server",
+    "systemd", "systemd-sysv",
 )  # fmt: skip
 MODULES = "/usr/local/lib/python3.11/dist-packages"
 FIRST = ("(sd-stubinit)", "systemd")  # what the first process is called, once it is that
+CABLE = "cable"
 CGROUPS = ("payload", "supervisor")
 
 
@@ -32,17 +33,20 @@ def make_base(root: Path, files: Sequence[Path]) -> None:
 
     That is the only time that the network is used.  Raises MissingService.
     """
-    for tool in ("debootstrap", "systemd-nspawn"):
+    for tool in ("debootstrap", "ip", "systemd-nspawn"):
         if shutil.which(tool, path=PATH) is None:
             raise MissingService(f"{tool} is missing: tests/install-services test-deb")
     if os.geteuid() != 0:
         raise MissingService("only root can make a Debian of its own")
     _run(["debootstrap", "--variant=minbase", "bookworm", str(root), *mirrors()[:1]])
-    _run(["tar", "--create", "--gzip", f"--file={bare(root)}", f"--directory={root}", "."])
+    _run(["tar", "--create", "--use-compress-program=gzip --fast", f"--file={bare(root)}", f"--directory={root}", "."])
     (root / "etc/apt/sources.list").write_text("".join(f"deb {mirror} bookworm main\n" for mirror in mirrors()))
     (root / "etc/apt/apt.conf.d/99keep").write_text('Binary::apt::APT::Keep-Downloaded-Packages "true";\n')
+    (root / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text("force-unsafe-io\n")  # nobody keeps it for long
+    (root / "etc/hostname").write_text("debian\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 debian\n")
     policy(root, 101)
-    with Machine(root, network=True) as machine:
+    with Machine(root, lasting=True) as machine:
         machine.run("apt-get", "update")
         machine.run("apt-get", "install", "--yes", "--no-install-recommends", *SOFTWARE)
         inside = machine.put(*files)
@@ -73,31 +77,30 @@ def policy(root: Path, status: int) -> None:
 class Machine:
     """A running Debian; it ends with this object, or with the test run.
 
-    root: its file system.  booted: with systemd; otherwise nothing runs in it but what is started.
-    network: whether it has the host's network instead of one that leads nowhere.
+    root: its file system, which other machines may have at the same time: what it changes is in memory, and its own.
+    booted: with systemd; otherwise nothing runs in it but what is started.
+    lasting: what it changes lasts; and it has the host's network instead of one that leads nowhere.
     """
 
-    def __init__(self, root: Path, *, booted: bool = False, network: bool = False) -> None:
-        self.root = root
-        (root / "etc/hostname").write_text("debian\n")
-        (root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 debian\n")
+    def __init__(self, root: Path, name: str = "base", *, booted: bool = False, lasting: bool = False) -> None:
         what = ["--boot"] if booted else ["--as-pid2", "bash", "-c", "sleep infinity & wait"]
-        self._output = (root.parent / f"{root.name}.log").open("w+b")
+        how = [] if lasting else ["--volatile=overlay", "--private-network"]
+        self._output = (root.parent / f"{name}.log").open("w+b")
         self._container = subprocess.Popen(
             [
                 # Its end is the machine's end, which systemd is asked for.
                 "setpriv", "--pdeathsig", "TERM", "systemd-nspawn", "--quiet", f"--directory={root}",
-                f"--machine={root.parent.name}-{root.name}".replace("_", "-"), "--hostname=debian", "--register=no",
-                "--keep-unit", *([] if network else ["--private-network"]), "--console=pipe", *what,
+                f"--machine={root.parent.name}-{name}".replace("_", "-"), "--hostname=debian", "--register=no",
+                "--keep-unit", *how, "--console=pipe", *what,
             ],
             stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, env={"PATH": PATH},
         )  # fmt: skip
-        self._init = until(self._child, f"the first process of {root}")
+        self._init = until(self._child, f"the first process of {name}")
         if booted:
             until(lambda: self.run("systemctl", "is-system-running", status=None).strip() in ("running", "degraded"),
                   "systemd", timeout=60)  # fmt: skip
         else:
-            until(lambda: self.run("pgrep", "-x", "sleep", status=None), f"the shell of {root}")
+            until(lambda: self.run("pgrep", "-x", "sleep", status=None), f"the shell of {name}")
 
     def _child(self) -> int:
         if self._container.poll() is not None:
@@ -175,6 +178,18 @@ class Machine:
         how = ("--yes", "--no-install-recommends", "--allow-downgrades", "-o", keep)
         return self.run("apt-get", "install", *how, *self.put(*files))
 
+    def join(self, other: Machine) -> None:
+        """Lay a cable between this machine, 192.0.2.1, and another one, 192.0.2.2."""
+        ends = [("name", CABLE, "netns", str(machine._init)) for machine in (self, other)]
+        _run(["ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1]])
+        for number, machine in enumerate((self, other), 1):
+            machine.ip("address", "add", f"192.0.2.{number}/24", "dev", CABLE)
+            machine.ip("link", "set", CABLE, "up")
+
+    def ip(self, *words: str) -> None:
+        """Change its network, by ip(8)."""
+        _run(["nsenter", f"--target={self._init}", "--net", "ip", *words])
+
     def pids(self, title: str) -> list[int]:
         """The processes whose title or command line matches a pattern."""
         return [int(pid) for pid in self.run("pgrep", "--full", title, status=None).split()]
@@ -182,8 +197,10 @@ class Machine:
     @contextlib.contextmanager
     def running(self, *words: object) -> Iterator[subprocess.Popen[str]]:
         """Run a command beside the test; it is killed at the end."""
+        # What is killed here is what entered the machine; the command is its child.
+        command = self.command("setpriv", "--pdeathsig", "KILL", *words)
         process = subprocess.Popen(
-            self.command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             yield process

@@ -22,15 +22,15 @@ class Worker(BaseWorker):
         return __file__
 """
 PRODUCER = """\
-import sys, time, pika
-first, count, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+import pika, select, sys
 connection = pika.BlockingConnection(pika.URLParameters("amqp://localhost"))
 channel = connection.channel()
 channel.confirm_delivery()
-for number in range(first, first + count):
-    own = pika.BasicProperties(content_type="text/plain", message_id=str(number), delivery_mode=2)
-    channel.basic_publish("", "taskqueue", b"record %d" % number, own, mandatory=True)
-    time.sleep(pause)
+count = 0
+while not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:  # until that is closed
+    own = pika.BasicProperties(content_type="text/plain", message_id=str(count), delivery_mode=2)
+    channel.basic_publish("", "taskqueue", b"record %d" % count, own, mandatory=True)
+    count += 1
 print(count)
 """
 CONSUMER = """\

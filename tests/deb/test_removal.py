@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.deb, pytest.mark.timeout(300)]
 
 DAEMONS = ("dispatcher", "workerpool")
 USERS = ("taskqueue", "taskqueue-worker")
-KNOWN_ELSEWHERE = (  # files of dpkg, apt and others that name what was installed once
-    "/debs/", "/var/lib/dpkg/", "/var/cache/", "/var/log/", "/proc/", "/sys/",
+KNOWN_ELSEWHERE = (  # files of dpkg, RabbitMQ and others that name what was installed once
+    "/debs/", "/var/lib/dpkg/", "/var/lib/rabbitmq/", "/var/cache/", "/var/log/", "/proc/", "/sys/",
 )  # fmt: skip
 
 
@@ -26,8 +26,9 @@ KNOWN_ELSEWHERE = (  # files of dpkg, apt and others that name what was installe
 def machine(
     debian: Callable[..., contextlib.AbstractContextManager[Machine]], files: dict[str, Path], example: Path
 ) -> Iterator[Machine]:
-    """A Debian without a broker; the tests below are one story in it."""
+    """A Debian; the tests below are one story in it."""
     with debian("removal") as machine:
+        machine.run("/etc/init.d/rabbitmq-server", "start")
         machine.install(*(files[name] for name in NAMES), example)
         yield machine
 

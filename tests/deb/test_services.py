@@ -266,7 +266,7 @@ def test_nothing_is_started_where_the_administrator_forbids_it(
     debian: Callable[..., object], files: dict[str, Path]
 ) -> None:
     with debian("forbidden") as machine:  # type: ignore[attr-defined]
-        policy(machine.root, 101)
+        policy(machine.path("/"), 101)
 
         machine.install(*(files[name] for name in NAMES))
 

@@ -199,8 +199,8 @@ def test_everything_runs_as_its_user_and_gains_no_rights(machine: Machine) -> No
             assert "NoNewPrivs:\t1" in machine.path(f"/proc/{pid}/status").read_text()
 
 
-def test_an_upgrade_keeps_the_manager_and_what_it_runs(machine: Machine, later: dict[str, Path]) -> None:
-    before = shown(machine, "workerpool", "MainPID")
+def test_an_upgrade_keeps_the_daemons_and_what_they_run(machine: Machine, later: dict[str, Path]) -> None:
+    before = [shown(machine, daemon, "MainPID") for daemon in DAEMONS]
     until(lambda: machine.pids("^taskqueue: worker sleep idle"), "the worker sleep")
     (id,) = machine.run("taskqueue", "send", "sleep", "15").split()
     until(lambda: machine.pids("^taskqueue: worker sleep running"), "the workitem to be started")
@@ -208,8 +208,8 @@ def test_an_upgrade_keeps_the_manager_and_what_it_runs(machine: Machine, later: 
     machine.install(*later.values())
 
     assert machine.pids("^taskqueue: worker sleep running"), "the upgrade has waited for it"
-    assert shown(machine, "workerpool", "MainPID") == before
-    assert shown(machine, "workerpool", "NRestarts") == "0"
+    assert [shown(machine, daemon, "MainPID") for daemon in DAEMONS] == before
+    assert [shown(machine, daemon, "NRestarts") for daemon in DAEMONS] == ["0", "0"]
     assert results(machine, id) == {id: ("succeeded", "15")}
     assert [shown(machine, daemon, "ActiveState") for daemon in DAEMONS] == ["active", "active"]
 

@@ -63,7 +63,8 @@ class AMQPConsumer:
 
     async def _waited_or_stalled(self) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), STALL_TIMEOUT)
+            async with asyncio.timeout(STALL_TIMEOUT):
+                await self._wake.wait()
         except TimeoutError:
             await self._check_stall()
 

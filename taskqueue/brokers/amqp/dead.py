@@ -135,7 +135,8 @@ class AMQPDeadLetters:
         self._wake.clear()
         for _ in range(int(ANSWER_TIMEOUT / SILENCE)):
             try:
-                await asyncio.wait_for(self._wake.wait(), SILENCE)
+                async with asyncio.timeout(SILENCE):
+                    await self._wake.wait()
             except TimeoutError:
                 # What was lent is not counted either.  But on the same channel the answer comes behind it, if not the
                 # first, which the broker may send before what it was just about to deliver, then the second.

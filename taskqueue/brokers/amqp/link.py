@@ -298,8 +298,8 @@ class Link:
         try:
             channel = await Channel.open(connection)
             await channel.call(lambda done: channel.raw.basic_qos(prefetch_count=1, callback=done))
-            consume = channel.call(lambda done: channel.raw.basic_consume(queue, lambda *_: None, callback=done))
-            await asyncio.wait_for(consume, PROBE_TIMEOUT)
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await channel.call(lambda done: channel.raw.basic_consume(queue, lambda *_: None, callback=done))
         except TimeoutError:
             if queue not in self._suspect:
                 delete = f"rabbitmqctl delete_queue -p {self._to.virtual_host} {queue}"
@@ -347,7 +347,8 @@ class Link:
             if connection.is_open:
                 connection.close()
             try:
-                await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await ended.wait()
             except TimeoutError:
                 log.warning("the broker did not answer the end of the connection")
                 connection.drop()

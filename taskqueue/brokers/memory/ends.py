@@ -91,7 +91,8 @@ class MemoryConsumer:
             if lent:
                 return lent
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._awake.wait()
 
     def _lend(self, item: Item) -> Delivery:
         tag = next(self._tags)

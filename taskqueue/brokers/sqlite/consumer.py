@@ -75,7 +75,8 @@ class SQLiteConsumer:
     async def _wait(self) -> None:
         wait = None if self._next_due is None else max(0.0, self._next_due - self._engine.clock.wall())
         try:
-            await asyncio.wait_for(self._wake.wait(), wait)
+            async with asyncio.timeout(wait):
+                await self._wake.wait()
         except TimeoutError:
             return
 
