@@ -164,7 +164,7 @@ def test_what_is_sent_and_settled_is_synced_once_others_see_it_and_what_is_lent_
     assert done == {
         "asyncio": ["worker_t 0, worker_t 0", "ring ['worker_t']", "queue.db-wal"],
         "MainThread": ["worker_t 2, worker_t 0", "ring []"],
-        "taskqueue-sqlite": ["worker_t 2, results 0", "ring ['results']", "queue.db-wal"],
+        "taskqueue-sqlite": ["worker_t 2, results 0", "ring ['results', 'taskqueue.ended']", "queue.db-wal"],
     }
 
 
