@@ -14,7 +14,8 @@ from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
-from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.workitem import Workitem, worker_queue
 
