@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import pytest
 from embedded import drain, run, send
 
 from taskqueue.broker import Broker, connect
-from taskqueue.brokers.sqlite.database import Database, _file_system
+from taskqueue.brokers.sqlite.database import ENLARGE_AT, LOG_SIZE, Database
+from taskqueue.brokers.sqlite.place import _file_system
 from taskqueue.brokers.sqlite.schema import VERSION
 from taskqueue.errors import BrokerError
+from taskqueue.workitem import Workitem
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -84,7 +87,7 @@ class TestAFile:
         )
         assert _file_system(Path("/mnt/a share/queues"), mounts) == "nfs4"
         assert _file_system(Path("/mnt/elsewhere"), mounts) == "ext4"
-        monkeypatch.setattr("taskqueue.brokers.sqlite.database._file_system", lambda directory: "nfs4")
+        monkeypatch.setattr("taskqueue.brokers.sqlite.place._file_system", lambda directory: "nfs4")
 
         with pytest.raises(BrokerError, match=r"network file system \(nfs4\).*use amqp:// or postgresql://"):
             Database(tmp_path / "queue.db")
@@ -118,6 +121,20 @@ class TestAFile:
             return len(await receiving)
 
         assert run(url, work) == 5
+
+    def test_has_a_log_that_need_not_grow_where_much_is_written(self, tmp_path: Path, url: str) -> None:
+        log = tmp_path / "queue.db-wal"
+        producer = connect(url).producer()
+        sizes = []
+        for _ in range(2 * ENLARGE_AT):
+            producer.send([Workitem(body=b"1", type="t")])
+            sizes.append(log.stat().st_size)
+        assert sizes[0] < LOG_SIZE // 2
+        assert sizes[ENLARGE_AT:] == [LOG_SIZE] * ENLARGE_AT
+        shutil.copytree(tmp_path, tmp_path / "after a loss of power")
+        producer.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / "after a loss of power" / "queue.db")) as connection:
+            assert connection.execute("SELECT count(*) FROM workitems").fetchone() == (2 * ENLARGE_AT,)
 
     @pytest.mark.parametrize("url", ["sqlite:", "sqlite:///", "sqlite://host/file", "sqlite:///f?journal=off"])
     def test_is_named_by_a_url_with_three_slashes(self, url: str) -> None:

@@ -19,14 +19,19 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from taskqueue.brokers.sqlite.bell import Ringer
+from taskqueue.brokers.sqlite.place import check_place, lock_file, places
 from taskqueue.brokers.sqlite.schema import APPLICATION_ID, MIGRATIONS, VERSION
 from taskqueue.errors import BrokerError, BrokerUnavailable
 
-__all__ = ["Database", "places"]
+__all__ = ["Database"]
 
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for somebody who writes without our lock files, such as an sqlite3 shell."""
-_REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "ncpfs"))
+LOG_SIZE = 1024 * (4096 + 24)
+"""Bytes of the write-ahead log, in pages with their headers: about where SQLite begins it anew."""
+STEP = 256 * 1024  # bytes, more than SQLite needs at a time
+ENLARGE_AT = 20
+"""The transaction with which a connection enlarges the log: not for a command that sends one workitem."""
 _REMEDIES = (  # beginnings of sqlite_errorname (https://www.sqlite.org/rescode.html), and what is to be done
     ("SQLITE_FULL", "the disk is full; nothing of this was stored, and nothing is lost: make room"),
     ("SQLITE_READONLY", "it can't be written; give this user the right to write the file and its directory"),
@@ -46,9 +51,10 @@ class Database:
         self._files: list[int] = []
         self._syncs = synchronous == "full"
         self._log = -1  # the write-ahead log, once there is one
+        self._begun = 0  # transactions
         with self._errors:
-            _check_place(path)
-            self._files = [_lock_file(path, name) for name in ("door", "room")]
+            check_place(path)
+            self._files = [lock_file(path, name) for name in ("door", "room")]
             self._ringer = Ringer(places(path))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -119,6 +125,9 @@ class Database:
             except BaseException:
                 self._leave()
                 raise
+            self._begun += 1
+            if self._begun == ENLARGE_AT:
+                self._enlarge_log()
             return True
 
     def inside(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -143,6 +152,21 @@ class Database:
                 if self._log < 0:
                     self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 os.fdatasync(self._log)
+
+    def _enlarge_log(self) -> None:
+        """Inside a transaction: to sync a file that has grown takes nearly twice as long, for its size is synced, too.
+
+        SQLite takes what is behind its last frame for no frame, whatever it is (https://www.sqlite.org/walformat.html).
+        """
+        if _room(self.path.parent) < 16 * LOG_SIZE:
+            return
+        with contextlib.suppress(OSError):  # then it grows as it is written
+            file = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(file).st_size
+                os.pwrite(file, bytes(max(0, LOG_SIZE - size)), size)
+            finally:
+                os.close(file)
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -245,7 +269,7 @@ class _Errors:
             raise BrokerError(f"{error.filename or self._path}: {error.strerror}") from None
 
     def _remedy(self, name: str, error: sqlite3.Error) -> str:
-        if name.startswith("SQLITE_IOERR") and not _room(self._path.parent):
+        if name.startswith("SQLITE_IOERR") and _room(self._path.parent) < STEP:
             name = "SQLITE_FULL"  # SQLite says so only where it is the file itself that can't grow
         for prefix, text in _REMEDIES:
             if name.startswith(prefix):
@@ -253,46 +277,7 @@ class _Errors:
         return str(error)
 
 
-def _room(directory: Path) -> bool:
-    """Whether there is room for SQLite's next step, which is of tens of KiB."""
+def _room(directory: Path) -> int:
+    """Bytes that can still be written."""
     status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize > 256 * 1024
-
-
-def places(path: Path) -> Path:
-    """The directory beside the file that has locks and sockets."""
-    return path.with_name(f"{path.name}.d")
-
-
-def _lock_file(path: Path, name: str) -> int:
-    directory = places(path)
-    # With the rights of the file's own directory, whoever may write the file may use its locks.
-    directory.mkdir(mode=0o700 | path.parent.stat().st_mode & 0o070, exist_ok=True)
-    return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-
-
-def _check_place(path: Path) -> None:
-    """SQLite's WAL needs shared memory, and flock one kernel: one host only."""
-    if not path.parent.is_dir():
-        raise BrokerError(f"{path}: there is no directory {path.parent}; make it, or name another file in the URL")
-    kind = _file_system(path.parent.resolve())
-    if kind in _REMOTE:
-        raise BrokerError(
-            f"{path} is on a network file system ({kind}), where SQLite's locks don't hold; "
-            "name a file on a local disk, or use amqp:// or postgresql:// for several hosts"
-        )
-
-
-def _file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that `directory` is on; empty where that can't be told (proc(5))."""
-    best, kind = "", ""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        point = before.split()[4].encode().decode("unicode_escape")
-        if directory.is_relative_to(point) and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
+    return status.f_bavail * status.f_frsize

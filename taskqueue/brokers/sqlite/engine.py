@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
-from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
-from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
