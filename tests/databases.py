@@ -18,8 +18,12 @@ import psycopg
 from psycopg import sql
 from servers import MissingService, free_ports
 
+from taskqueue.brokers.postgresql.place import parse
+from taskqueue.brokers.postgresql.setup import set_up
+
 PACKAGED = Path("/usr/lib/postgresql")  # Debian has each version's programs below, and only some of them on the path
 OWNER = "postgres"
+PRODUCER = "shop"  # the role of docs/postgresql.md that may only send
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 
@@ -36,7 +40,7 @@ def binaries() -> Path:
 class PostgreSQL:
     """One private server.  The same port and data over `stop`, `kill` and `restart`.
 
-    Tests log in as `user`, which may do what the function `grant` of a test module lets it do; `admin` owns all.
+    Tests log in as `user`, which has the rights of a carrier only (`with_schema`); `admin` owns all.
     """
 
     user = "taskqueue"
@@ -144,8 +148,8 @@ class PostgreSQL:
         self.start()
 
     def close(self) -> None:
-        """Stop everything and remove the directory.  May be called twice."""
-        self.stop()
+        """End it and remove the directory.  May be called twice."""
+        self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def admin(self, database: str = "postgres") -> psycopg.Connection:
@@ -252,3 +256,22 @@ def _runs(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
+
+
+def with_schema(server: PostgreSQL, database: str) -> None:
+    """Set up the schema in a database, and let the two roles of docs/postgresql.md do what that says."""
+    place = parse(server.admin_url(database))
+    set_up(place, upgrade=False, dry_run=False, say=lambda line: None)
+    for role in (server.user, PRODUCER):
+        server.role(role)
+    text = (Path(__file__).parent.parent / "docs" / "postgresql.md").read_text()
+    with contextlib.closing(server.admin(database)) as connection:
+        for statement in grants(text):
+            connection.execute(statement.encode())
+
+
+def grants(text: str) -> list[str]:
+    """The GRANT statements of the section about roles."""
+    section = text.partition("## Roles")[2].partition("\n## ")[0]
+    code = "\n".join(line for line in section.splitlines() if line.startswith("    "))
+    return [f"{statement};" for statement in code.split(";") if statement.strip() and "SELECT" not in statement]

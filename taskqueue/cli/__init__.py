@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from taskqueue.cli import check_config, config, daemons, dead, demo, send
+from taskqueue.cli import check_config, config, daemons, dead, demo, send, setup_db
 from taskqueue.errors import ConfigError, TaskQueueError
 
 __all__ = ["dispatcher", "main", "workerpool"]
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
     parser.add_argument("--version", action="version", version=f"taskqueue {metadata.version('taskqueue')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (send, dead, check_config, config, daemons, demo):
+    for module in (send, dead, check_config, config, daemons, setup_db, demo):
         for command in _parsers(module.add_parser(commands)):
             if module is not demo:  # which has a place of its own
                 _add_place(command)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
+from taskqueue.properties import from_text, to_text
 from taskqueue.workitem import Workitem
 
 __all__ = ["APPLICATION_ID", "COLUMNS", "LENT", "SCHEDULED", "SCHEMA", "VERSION", "WAITING", "from_row", "to_row"]
@@ -55,22 +50,10 @@ COLUMNS = (
     "queue, state, priority, due, expires, "
     "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 )
-_TEXTS = ("content_encoding", "correlation_id", "reply_to")
 
 
 def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
     """The values of COLUMNS for `workitem` in `queue`."""
-    properties: dict[str, Any] = {name: value for name in _TEXTS if (value := getattr(workitem, name))}
-    if workitem.headers:
-        properties["headers"] = dict(workitem.headers)
-    if workitem.others:
-        properties["others"] = dict(workitem.others)
-    if workitem.timestamp is not None:
-        properties["timestamp"] = workitem.timestamp
-    if workitem.priority is not None:
-        properties["priority"] = workitem.priority
-    if workitem.expiration is not None:
-        properties["expiration"] = workitem.expiration
     scheduled = workitem.due is not None and workitem.due > now
     return (
         queue,
@@ -85,7 +68,7 @@ def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
         workitem.attempt,
         workitem.crashes,
         workitem.failures,
-        _encoder.encode(properties) if properties else "",
+        to_text(workitem),
         workitem.body,
     )
 
@@ -93,7 +76,6 @@ def to_row(queue: str, workitem: Workitem, now: float) -> tuple[Any, ...]:
 def from_row(row: tuple[Any, ...]) -> Workitem:
     """The workitem of a row: id, type, reference, content_type, attempt, crashes, failures, properties, body."""
     id, type, reference, content_type, attempt, crashes, failures, properties, body = row
-    more: dict[str, Any] = _decoder.decode(properties) if properties else {}
     return Workitem(
         id=id,
         type=type,
@@ -103,43 +85,5 @@ def from_row(row: tuple[Any, ...]) -> Workitem:
         crashes=crashes,
         failures=failures,
         body=body,
-        **more,
+        **from_text(properties),
     )
-
-
-# JSON knows neither bytes nor times: they are objects with one member, whose name nobody uses by chance.
-_BYTES, _TIME, _DECIMAL = "taskqueue:bytes", "taskqueue:time", "taskqueue:decimal"
-
-
-def _encode(value: object) -> object:
-    match value:
-        case bytes():
-            return {_BYTES: base64.b64encode(value).decode()}
-        case datetime():
-            return {_TIME: value.timestamp()}
-        case Decimal():
-            return {_DECIMAL: str(value)}
-        case Mapping():
-            return dict(value)
-        case _:
-            return str(value)
-
-
-def _decode(members: dict[str, Any]) -> object:
-    match members:
-        case {"taskqueue:bytes": str(text)}:
-            try:
-                return base64.b64decode(text, validate=True)
-            except binascii.Error:
-                return members
-        case {"taskqueue:time": float() | int() as seconds}:
-            return datetime.fromtimestamp(seconds, UTC)
-        case {"taskqueue:decimal": str(text)}:
-            return Decimal(text)
-        case _:
-            return members
-
-
-# Made once: it costs as much as what they do.
-_encoder = json.JSONEncoder(default=_encode, separators=(",", ":"))
-_decoder = json.JSONDecoder(object_hook=_decode)
