@@ -19,12 +19,15 @@ from typing import Any
 
 import pika
 import pika.exceptions
+from databases import PostgreSQL
 from installations import Installation
 from servers import RabbitMQ
 from system import Daemon, Message, SQLiteSystem, System, alive, until
+from system_postgresql import PostgreSQLSystem
 from tracing import Received, read
 
-from taskqueue.broker import connect
+from taskqueue.broker import Producer, connect
+from taskqueue.errors import BrokerUnavailable
 from taskqueue.workitem import Workitem
 
 IN_FLIGHT = 0.5
@@ -63,12 +66,20 @@ class Sender:
     def run(self) -> None:
         producer = connect(self.url).producer()
         for number in range(self.count):
-            id = f"item{number}"
-            self.sends[id] += 1
-            body = f"record {number}".encode()
-            producer.send([Workitem(body=body, id=id, content_type="text/plain")], queue="taskqueue")
+            workitem = Workitem(body=f"record {number}".encode(), id=f"item{number}", content_type="text/plain")
+            while not self._send(producer, workitem):
+                time.sleep(0.1)
             time.sleep(self.pace)
         producer.close()
+
+    def _send(self, producer: Producer, workitem: Workitem) -> bool:
+        """Whether the broker has taken it, as far as anybody knows."""
+        self.sends[workitem.id] += 1
+        try:
+            producer.send([workitem], queue="taskqueue")
+        except BrokerUnavailable:
+            return False
+        return True
 
 
 class PlainSender(Sender):
@@ -83,13 +94,13 @@ class PlainSender(Sender):
                     channel = connection.channel()
                     channel.confirm_delivery()
                     while number < self.count:
-                        number += self._send(channel, number)
+                        number += self._publish(channel, number)
                 finally:
                     with contextlib.suppress(pika.exceptions.AMQPError, OSError):
                         connection.close()
             time.sleep(0.1)
 
-    def _send(self, channel: Any, number: int) -> bool:
+    def _publish(self, channel: Any, number: int) -> bool:
         """Whether the broker has taken it."""
         id = f"item{number}"
         properties = pika.BasicProperties(content_type="text/plain", message_id=id, delivery_mode=2)
@@ -131,14 +142,14 @@ class Arena:
     def __init__(
         self,
         installation: Installation,
-        server: RabbitMQ | None,
+        server: RabbitMQ | PostgreSQL | None,
         *,
         count: int,
         pace: float,
         managers: int = 1,
         groups: str = "abcdefgh",
     ) -> None:
-        """Over RabbitMQ, or over a SQLite file where there is no `server`.
+        """Over RabbitMQ or PostgreSQL, or over a SQLite file where there is no `server`.
 
         count: workitems that are sent.  pace: seconds between two.  groups: names of groups of one process each; a
         group that keeps dying is restarted more and more slowly.
@@ -148,6 +159,9 @@ class Arena:
         if server is None:
             self.system: System = SQLiteSystem(installation)
             self.sender: Sender = Sender(self.system.url, count, pace)
+        elif isinstance(server, PostgreSQL):
+            self.system = PostgreSQLSystem(installation, server)
+            self.sender = Sender(self.system.url, count, pace)
         else:
             self.system = System(installation, server.url(server.vhost()))
             self.sender = PlainSender(self.system.url, count, pace)
@@ -170,13 +184,13 @@ class Arena:
             pool.wait_ready(len(self.groups))
         self.system.wait_queue("taskqueue")
 
-    def kill(self, victim: Daemon | int | RabbitMQ) -> None:
+    def kill(self, victim: Daemon | int | RabbitMQ | PostgreSQL) -> None:
         pids: frozenset[int] = frozenset()
         before = time.monotonic()
         if isinstance(victim, Daemon):
             pids = frozenset((victim.pid, *victim.carriers, *victim.workers))
             victim.kill()
-        elif isinstance(victim, RabbitMQ):
+        elif isinstance(victim, RabbitMQ | PostgreSQL):
             self.system.disconnect()
             victim.kill()
         else:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from arena import Arena
+from databases import PostgreSQL
 from installations import Installation
 from servers import RabbitMQ
 from system import until
+from system_postgresql import PostgreSQLSystem
 from tracing import tracing
 
 COUNT = 3000
@@ -26,7 +28,7 @@ SELDOM = ["manager", "manager", "dispatcher", "dispatcher", "dispatcher", *["car
 def arena(installation: Installation) -> Iterator[Callable[..., Arena]]:
     """Make an arena; arguments as those of Arena."""
 
-    def make(server: RabbitMQ | None, **arguments: int | float | str) -> Arena:
+    def make(server: RabbitMQ | PostgreSQL | None, **arguments: int | float | str) -> Arena:
         made = Arena(installation, server, **arguments)  # type: ignore[arg-type]
         stack.enter_context(tracing(installation, made.loops))
         stack.enter_context(made.system)
@@ -85,11 +87,33 @@ def test_on_sqlite_nothing_is_lost_or_done_again_without_reason(arena: Callable[
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("place", ["rabbitmq", "sqlite"])
-def test_without_kills_every_workitem_is_received_and_done_exactly_once(
-    arena: Callable[..., Arena], start_rabbitmq: Callable[..., RabbitMQ], place: str
+@pytest.mark.timeout(420)
+def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
+    arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
 ) -> None:
-    peace = arena(start_rabbitmq() if place == "rabbitmq" else None, count=500, pace=0.0)
+    # Sent faster than it can be done: there is always something running that can be hit.
+    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, pace=0.0, managers=2, groups="abcd")
+
+    fire(fight, [*SELDOM, *["broker"] * 4])
+
+    # Result and history are stored in the transaction that ends the delivery: there is one of each.
+    assert history(fight) == {"succeeded": len(fight.results)}
+
+
+def history(fight: Arena) -> dict[object, object]:
+    """How many workitems ended how."""
+    system = fight.system
+    assert isinstance(system, PostgreSQLSystem)
+    return dict(system.rows("SELECT state, count(*) FROM taskqueue.history GROUP BY state"))  # type: ignore[arg-type]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("place", ["rabbitmq", "postgresql", "sqlite"])
+def test_without_kills_every_workitem_is_received_and_done_exactly_once(
+    arena: Callable[..., Arena], request: pytest.FixtureRequest, place: str
+) -> None:
+    server = None if place == "sqlite" else request.getfixturevalue(f"start_{place}")()
+    peace = arena(server, count=500, pace=0.0)
 
     peace.sender.run()
     peace.finish()

@@ -1,17 +1,16 @@
 -- How workitems come in.  Each function runs with its owner's rights, on its own schema only.
 
 -- Stores workitems, their bodies cut out of `bodies`.  Whoever calls it says who is told.
--- delay, lifetime: seconds from now on.  optional: only where the queue exists.
-CREATE FUNCTION @schema@.store(items json, bodies bytea) RETURNS void
+-- lanes: the queues and priorities that occur.  delay, lifetime: seconds from now on.  optional: only where the queue
+-- exists.
+CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     INSERT INTO queues (name, priority)
-        SELECT DISTINCT i.queue, coalesce(i.priority, 0)
-        FROM json_to_recordset(items) AS i (queue text, priority smallint, optional boolean)
-        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = i.queue AND q.priority = coalesce(i.priority, 0))
-            AND (i.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = i.queue))
-        ORDER BY 1, 2  -- the same for all, so that two wait for each other in no other order
-        ON CONFLICT DO NOTHING;
+        SELECT l.queue, l.priority
+        FROM json_to_recordset(lanes) AS l (queue text, priority smallint, optional boolean)
+        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = l.queue AND q.priority = l.priority)
+            AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue));
     INSERT INTO workitems (
         sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type,
         properties, body
@@ -38,10 +37,10 @@ END
 $$;
 
 -- What programs of this project send by.  told: the queues whose carriers are woken up.
-CREATE FUNCTION @schema@.put(items json, bodies bytea, told text[]) RETURNS void
+CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, told text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
-    PERFORM store(items, bodies);
+    PERFORM store(items, bodies, lanes);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
 $$;
@@ -92,7 +91,9 @@ BEGIN
     IF jsonb_typeof(send.headers) <> 'object' THEN
         RAISE EXCEPTION 'taskqueue.send: headers: expected a JSON object' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    INSERT INTO queues VALUES (place, coalesce(send.priority, 0)) ON CONFLICT DO NOTHING;
+    INSERT INTO queues
+        SELECT place, coalesce(send.priority, 0)
+        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = coalesce(send.priority, 0));
     INSERT INTO workitems (due, expires, state, priority, queue, id, type, reference, content_type, properties, body)
         VALUES (
             CASE WHEN at > now() THEN at END, greatest(at, now()) + send.expiration, CASE WHEN at > now() THEN 1 ELSE 0 END,
@@ -112,8 +113,8 @@ BEGIN
     IF EXISTS (SELECT FROM queues WHERE name = queue) THEN
         RETURN false;
     END IF;
-    INSERT INTO queues VALUES (queue, 0) ON CONFLICT DO NOTHING;
-    RETURN FOUND;
+    INSERT INTO queues VALUES (queue, 0);
+    RETURN true;
 END
 $$;
 
@@ -131,7 +132,7 @@ $$;
 
 CREATE FUNCTION @schema@.await_replies(queue text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    INSERT INTO queues SELECT queue, 0 WHERE is_reply(queue) ON CONFLICT DO NOTHING
+    INSERT INTO queues SELECT queue, 0 WHERE is_reply(queue) AND NOT EXISTS (SELECT FROM queues WHERE name = queue)
 $$;
 
 CREATE FUNCTION @schema@.take_replies(queue text, most integer, OUT items json, OUT bodies bytea)
@@ -147,8 +148,8 @@ BEGIN
     )
     SELECT
         json_agg(json_build_array(
-            t.seq, t.priority, 0, t.id, t.type, t.reference, t.content_type, t.attempt, t.crashes, t.failures,
-            t.properties, length(t.body), t.expired_in
+            t.seq, '', t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
+            t.attempt, t.crashes, t.failures, t.properties
         )),
         string_agg(t.body, '')
         INTO items, bodies

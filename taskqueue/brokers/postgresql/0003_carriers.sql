@@ -3,24 +3,28 @@
 
 -- Ends deliveries of a carrier, and stores what that implies.  me: null for workitems that are lent to nobody.
 -- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
-CREATE FUNCTION @schema@.settle(me bigint, ends json, releases bigint[], sends json, bodies bytea) RETURNS bigint[]
+-- place: where the row is, as the claim said; only VACUUM FULL and the like move rows, and they are looked for then.
+CREATE FUNCTION @schema@.settle(me bigint, ends json, releases json, sends json, bodies bytea, lanes json)
+RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     counted bigint[] := '{}';
-    released bigint[];
+    found bigint[];
+    todo json := ends;
     all_ended boolean := true;
     held constant smallint := CASE WHEN me IS NULL THEN 0 ELSE 2 END;
 BEGIN
-    IF ends IS NOT NULL THEN
+    WHILE todo IS NOT NULL LOOP
         WITH gone AS (
             DELETE FROM workitems w
-            USING json_to_recordset(ends) AS e (
-                seq bigint, state text, crashes integer, worker text, error text, result_type text, at integer, size integer
+            USING json_to_recordset(todo) AS e (
+                place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, at integer,
+                size integer
             )
-            WHERE w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
-            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.id, w.type, w.queue, w.reference,
-                e.state, e.worker, e.error, e.result_type, e.at, e.size
+            WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.id, w.type, w.queue,
+                w.reference, e.state, e.worker, e.error, e.result_type, e.at, e.size
         ), past AS (
             INSERT INTO history (
                 seq, sent, ended, attempt, crashes, state, id, type, queue, reference, worker, error, result_type, result
@@ -30,25 +34,41 @@ BEGIN
                 coalesce(error, ''), coalesce(result_type, ''), substr(bodies, at + 1, size)
             FROM gone WHERE state IS NOT NULL
         )
-        SELECT coalesce(array_agg(seq), '{}') INTO counted FROM gone;
+        SELECT array_agg(seq) INTO found FROM gone;
+        counted := counted || found;
         all_ended := cardinality(counted) = json_array_length(ends);
-    END IF;
+        EXIT WHEN all_ended;
+        todo := (
+            SELECT json_agg(e || jsonb_build_object('place', w.ctid))
+            FROM jsonb_array_elements(todo::jsonb) AS e JOIN workitems w ON w.seq = (e->>'seq')::bigint
+            WHERE w.state = held AND w.carrier IS NOT DISTINCT FROM me
+        );
+    END LOOP;
     IF releases IS NOT NULL THEN
         WITH back AS (
             UPDATE workitems w SET state = 0, carrier = NULL
-            WHERE w.seq = ANY (releases) AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            FROM json_to_recordset(releases) AS r (place tid, seq bigint)
+            WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq
         )
-        SELECT array_agg(seq) INTO released FROM back;
-        counted := counted || released;
+        SELECT array_agg(seq) INTO found FROM back;
+        counted := counted || found;
+        IF coalesce(cardinality(found), 0) < json_array_length(releases) THEN
+            WITH back AS (
+                UPDATE workitems w SET state = 0, carrier = NULL
+                WHERE w.seq = ANY (ARRAY(SELECT r.seq FROM json_to_recordset(releases) AS r (seq bigint)))
+                    AND w.state = held AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
+                RETURNING w.seq
+            )
+            SELECT array_agg(seq) INTO found FROM back;
+            counted := counted || found;
+        END IF;
+    END IF;
+    IF NOT all_ended THEN
+        sends := (SELECT json_agg(s) FROM json_array_elements(sends) s WHERE (s->>'parent')::bigint = ANY (counted));
     END IF;
     IF sends IS NOT NULL THEN
-        IF NOT all_ended THEN
-            sends := (SELECT json_agg(s) FROM json_array_elements(sends) s WHERE (s->>'parent')::bigint = ANY (counted));
-        END IF;
-        IF sends IS NOT NULL THEN
-            PERFORM store(sends, bodies);
-        END IF;
+        PERFORM store(sends, bodies, lanes);
     END IF;
     RETURN counted;
 END
@@ -68,7 +88,7 @@ BEGIN
     items := '{}';
     bodies := '';
     PERFORM promote();
-    FOR lane IN SELECT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY q.priority DESC LOOP
+    FOR lane IN SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY 1 DESC LOOP
         WITH taken AS (
             UPDATE workitems w SET state = 2, carrier = me
             WHERE w.ctid = ANY (ARRAY(
@@ -78,12 +98,12 @@ BEGIN
                     AND (c.expires IS NULL OR c.expires > now())
                 ORDER BY c.seq LIMIT room FOR UPDATE SKIP LOCKED
             ))
-            RETURNING w.*
+            RETURNING w.*, w.ctid AS place
         )
         SELECT
             array_agg(json_build_array(
-                t.seq, t.priority, extract(epoch FROM t.sent), t.id, t.type, t.reference, t.content_type, t.attempt,
-                t.crashes, t.failures, t.properties, length(t.body), t.expired_in
+                t.seq, t.place, t.priority, date_part('epoch', t.sent), length(t.body), t.expired_in, t.id, t.type,
+                t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties
             )),
             string_agg(t.body, '')
             INTO part, blob
@@ -116,7 +136,7 @@ BEGIN
             WHERE expires <= now() AND state = 0 AND (queue IN ('taskqueue.dead', 'taskqueue.dropped') OR is_reply(queue))
             LIMIT 1000 FOR UPDATE SKIP LOCKED
         ));
-        INSERT INTO queues VALUES ('taskqueue.dropped', 0) ON CONFLICT DO NOTHING;
+        PERFORM declare('taskqueue.dropped');
         WITH late AS (
             UPDATE workitems
             SET queue = 'taskqueue.dropped', expired_in = queue, expires = NULL, priority = 0,
@@ -139,7 +159,7 @@ $$;
 -- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
 -- due: seconds until the next workitem is due; said where a claim left room.
 CREATE FUNCTION @schema@.turn(
-    me bigint, my_term integer, ends json, releases bigint[], sends json, bodies bytea, claims json, told text[],
+    me bigint, my_term integer, ends json, releases json, sends json, bodies bytea, lanes json, claims json, told text[],
     OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
@@ -153,10 +173,10 @@ BEGIN
         RAISE EXCEPTION 'carrier % has lost its lease', me USING ERRCODE = 'TQ001';
     END IF;
     IF ends IS NULL AND releases IS NULL AND sends IS NULL THEN
-        -- With the server, a claim may be lost: then it is lent again, and the fence knows.
+        -- A crash of the server may lose a claim: see `resume`.
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
-        counted := to_json(settle(me, ends, releases, sends, bodies));
+        counted := to_json(settle(me, ends, releases, sends, bodies, lanes));
     END IF;
     lent_bodies := '';
     IF claims IS NOT NULL THEN
@@ -190,9 +210,10 @@ END
 $$;
 
 -- After the connection was lost: takes up the lease with a new term, so that what is still on its way over the old
--- connection is refused.  Gives back what this carrier was lent and does not know of; says which of `held` is its own.
--- Null: the lease is lost.
-CREATE FUNCTION @schema@.resume(me bigint, my_term integer, held bigint[]) RETURNS bigint[]
+-- connection is refused.  Gives back what this carrier was lent and does not know of, and takes again what the server
+-- forgot in a crash that it had lent, unless somebody else has it now.  Returns those of `held` that are not over: its
+-- own, and those of others.  Null: the lease is lost.
+CREATE FUNCTION @schema@.resume(me bigint, my_term integer, held bigint[]) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     UPDATE carriers SET term = my_term, renewed = now() WHERE id = me AND term < my_term;
@@ -200,7 +221,14 @@ BEGIN
         RETURN NULL;
     END IF;
     UPDATE workitems SET state = 0, carrier = NULL WHERE state = 2 AND carrier = me AND seq <> ALL (held);
-    RETURN ARRAY(SELECT seq FROM workitems WHERE seq = ANY (held) AND state = 2 AND carrier = me);
+    UPDATE workitems SET state = 2, carrier = me WHERE state = 0 AND seq = ANY (held);
+    RETURN (
+        SELECT json_build_array(
+            coalesce(json_agg(seq) FILTER (WHERE carrier = me), '[]'),
+            coalesce(json_agg(seq) FILTER (WHERE carrier IS DISTINCT FROM me), '[]')
+        )
+        FROM workitems WHERE seq = ANY (held)
+    );
 END
 $$;
 
@@ -208,7 +236,7 @@ $$;
 CREATE FUNCTION @schema@.renew(me bigint, my_term integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true);  -- see `dead_carriers` for what a crash of the server means
+    PERFORM set_config('synchronous_commit', 'off', true);  -- a crash of the server gives everybody time: see `adopt`
     UPDATE carriers SET renewed = now() WHERE id = me AND term = my_term;
     RETURN FOUND;
 END

@@ -1,29 +1,30 @@
 -- Dead letters, and what has to be done now and then.
 
+-- The places of all, first come first.
 CREATE FUNCTION @schema@.letters() RETURNS json
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    SELECT coalesce(json_agg(seq), '[]')
-    FROM (SELECT seq FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' ORDER BY seq) found
+    SELECT coalesce(json_agg(place), '[]')
+    FROM (SELECT ctid AS place FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' ORDER BY seq) found
 $$;
 
 -- Those of the chosen ones that are still there.
-CREATE FUNCTION @schema@.read_letters(chosen bigint[], OUT items json, OUT bodies bytea)
+CREATE FUNCTION @schema@.read_letters(chosen tid[], OUT items json, OUT bodies bytea)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
     SELECT
         json_agg(json_build_array(
-            t.seq, t.priority, 0, t.id, t.type, t.reference, t.content_type, t.attempt, t.crashes, t.failures,
-            t.properties, length(t.body), t.expired_in
+            t.seq, t.place, t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
+            t.attempt, t.crashes, t.failures, t.properties
         )),
         string_agg(t.body, '')
     FROM (
-        SELECT * FROM workitems WHERE seq = ANY (chosen) AND state = 0 AND queue = 'taskqueue.dead' ORDER BY seq
+        SELECT *, ctid AS place FROM workitems WHERE ctid = ANY (chosen) AND state = 0 AND queue = 'taskqueue.dead' ORDER BY seq
     ) t
 $$;
 
-CREATE FUNCTION @schema@.end_letters(ends json, sends json, bodies bytea, told text[]) RETURNS json
+CREATE FUNCTION @schema@.end_letters(ends json, sends json, bodies bytea, lanes json, told text[]) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
-    counted bigint[] := settle(NULL, ends, NULL, sends, bodies);
+    counted bigint[] := settle(NULL, ends, NULL, sends, bodies, lanes);
 BEGIN
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
     RETURN to_json(counted);
@@ -47,6 +48,8 @@ BEGIN
     END IF;
     UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
         WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
+    DELETE FROM queues q USING queues other  -- of two who were first at once
+        WHERE q.name = other.name AND q.priority = other.priority AND q.ctid > other.ctid;
     PERFORM make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
 END
 $$;

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taskqueue.broker import Delivery, Ended, Lease
-from taskqueue.brokers.postgresql.engine import Claimed, Engine
-from taskqueue.brokers.postgresql.rows import Parcel
+from taskqueue.brokers.postgresql.engine import Engine
+from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Release, effects
 
@@ -25,7 +25,7 @@ CLOSE_WITHIN = 5.0  # seconds that closing waits for a database that is away
 
 @dataclass(slots=True, eq=False)
 class _Settling:
-    ended: list[tuple[Ended, float]]  # with when it was sent
+    ended: list[tuple[Ended, Row]]
     counted: asyncio.Future[set[int]]
 
 
@@ -44,7 +44,7 @@ class PostgreSQLConsumer:
         self._queue = queue
         self._reserve = reserve
         self._lease = Lease()
-        self._lent: dict[int, tuple[Delivery, float]] = {}
+        self._lent: dict[int, tuple[Delivery, Row]] = {}
         self._ready: deque[Delivery] = deque()
         self._settling: list[_Settling] = []
         self._settled: list[_Settling] = []  # by the statement that is under way
@@ -73,7 +73,7 @@ class PostgreSQLConsumer:
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
-        taken: list[tuple[Ended, float]] = []
+        taken: list[tuple[Ended, Row]] = []
         mine = []
         for item in ended:
             delivery = item.delivery
@@ -88,7 +88,7 @@ class PostgreSQLConsumer:
         counted = await asyncio.shield(self._settle(taken))
         return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
 
-    def _settle(self, taken: list[tuple[Ended, float]]) -> asyncio.Future[set[int]]:
+    def _settle(self, taken: list[tuple[Ended, Row]]) -> asyncio.Future[set[int]]:
         settling = _Settling(taken, asyncio.get_running_loop().create_future())
         self._settling.append(settling)
         self._engine.poke()
@@ -102,10 +102,9 @@ class PostgreSQLConsumer:
             settling = self._settling.pop(0)
             self._settled.append(settling)
             count += len(settling.ended)
-            for ended, sent in settling.ended:
-                workitem, queue = ended.delivery.workitem, ended.delivery.queue
-                todo = effects(workitem, ended.outcome, ended.rules, queue=queue, now=parcel.now)
-                parcel.end(ended.delivery.tag, workitem, queue, sent, ended.outcome, ended.rules, todo)
+            for ended, row in settling.ended:
+                todo = effects(row.workitem, ended.outcome, ended.rules, queue=self._queue, now=parcel.now)
+                parcel.end(row, self._queue, ended.outcome, ended.rules, todo)
         self._room = 0 if self._paused else max(0, self._reserve - len(self._lent))
         if not self._room or not (count or self._hungry):
             self._room = 0
@@ -115,16 +114,16 @@ class PostgreSQLConsumer:
         self._whole = self._whole or not self._marks
         return {"queue": self._queue, "room": self._room, "after": {} if self._whole else self._marks}
 
-    def finish(self, counted: set[int], claimed: Claimed | None) -> None:
+    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
         settled, self._settled = self._settled, []
         for settling in settled:
             if not settling.counted.done():
                 settling.counted.set_result(counted)
         if claimed is None:
             return
-        for tag, _, sent, workitem in claimed:
-            delivery = Delivery(workitem=workitem, queue=self._queue, tag=tag, lease=self._lease)
-            self._lent[tag] = delivery, sent
+        for row in claimed:
+            delivery = Delivery(workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease)
+            self._lent[row.seq] = delivery, row
             self._ready.append(delivery)
         self._note(claimed)
         if self._paused:  # meanwhile
@@ -132,13 +131,11 @@ class PostgreSQLConsumer:
         elif claimed:
             self._wake.set()
 
-    def _note(self, claimed: Claimed) -> None:
+    def _note(self, claimed: list[Row]) -> None:
         """Where the next claim begins, and when it is worthwhile."""
         now = asyncio.get_running_loop().time()
         filled = len(claimed) >= self._room
-        last: dict[int, int] = {}
-        for tag, priority, _, _ in claimed:
-            last[priority] = tag
+        last = {row.priority: row.seq for row in claimed}
         for priority, tag in last.items():
             self._marks[priority] = tag if self._whole and filled else max(tag, self._marks.get(priority, 0))
         if self._whole:

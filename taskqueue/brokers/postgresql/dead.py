@@ -10,7 +10,7 @@ import psycopg
 
 from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import Parcel, array, unpack
+from taskqueue.brokers.postgresql.rows import Parcel, Row, unpack
 from taskqueue.brokers.postgresql.session import Translated, connect_async
 from taskqueue.clock import Clock
 from taskqueue.outcome import effects
@@ -30,6 +30,7 @@ class PostgreSQLDeadLetters:
         self._lease = Lease()
         self._connection: psycopg.AsyncConnection | None = None
         self._using = asyncio.Lock()
+        self._rows: dict[int, tuple[str, float]] = {}  # by the tags of what was shown
 
     async def _call(self, call: str, *arguments: object) -> tuple[Any, ...]:
         async with self._using:
@@ -41,29 +42,33 @@ class PostgreSQLDeadLetters:
         return found or ()
 
     async def look(self) -> AsyncIterator[Delivery]:
+        self._rows.clear()
         (there,) = await self._call("letters()")
         for start in range(0, len(there), CHUNK):
-            found = await self._call("read_letters(%s)", array(there[start : start + CHUNK]))
-            for number, _, _, letter in unpack(*found):
-                yield Delivery(workitem=letter, queue=DEAD_LETTERS, tag=number, lease=self._lease)
+            for row in unpack(*await self._call("read_letters(%s::tid[])", there[start : start + CHUNK])):
+                self._rows[row.seq] = row.place, row.sent
+                yield Delivery(workitem=row.workitem, queue=DEAD_LETTERS, tag=row.seq, lease=self._lease)
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         if self._lease.lost:
             return [False] * len(ended)
         parcel = Parcel(self._clock.wall())
-        seen: set[int] = set()
+        rows: dict[int, Row] = {}
         for item in ended:
-            delivery = item.delivery
-            if delivery.tag not in seen:
-                seen.add(delivery.tag)
-                todo = effects(delivery.workitem, item.outcome, item.rules, queue=DEAD_LETTERS, now=parcel.now)
-                parcel.end(delivery.tag, delivery.workitem, DEAD_LETTERS, 0.0, item.outcome, item.rules, todo)
-        ends, _, sends, bodies = parcel.texts()
+            tag, letter = item.delivery.tag, item.delivery.workitem
+            if tag not in rows:
+                place, sent = self._rows[tag]
+                rows[tag] = Row(tag, place, 0, sent, letter)
+                todo = effects(letter, item.outcome, item.rules, queue=DEAD_LETTERS, now=parcel.now)
+                parcel.end(rows[tag], DEAD_LETTERS, item.outcome, item.rules, todo)
+        ends, releases, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
-        (counted,) = await self._call("end_letters(%s, %s, %b, %s)", ends, sends, bodies, told)
-        released = await self._call("read_letters(%s)", array(parcel.releases)) if parcel.releases else (None, None)
-        there = {number for number, *_ in unpack(*released)}
-        return [item.delivery.tag in counted or item.delivery.tag in there for item in ended]
+        (counted,) = await self._call("end_letters(%s, %s, %b, %s, %s)", ends, sends, bodies, lanes, told)
+        there = set(counted)
+        if releases:  # they stay where they are, if they are there
+            kept = [row.place for row in rows.values()]
+            there |= {row.seq for row in unpack(*await self._call("read_letters(%s::tid[])", kept))}
+        return [item.delivery.tag in there for item in ended]
 
     async def close(self) -> None:
         self._lease.lost = True

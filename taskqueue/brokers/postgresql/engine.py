@@ -18,21 +18,17 @@ import psycopg
 from taskqueue.brokers.postgresql.listener import Listener
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import began, home
-from taskqueue.brokers.postgresql.rows import Parcel, array, unpack
+from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
 from taskqueue.brokers.postgresql.session import LeaseLost, Translated, connect_async
 from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
-from taskqueue.workitem import Workitem
 
-__all__ = ["Claimed", "Engine", "Member"]
+__all__ = ["Engine", "Member"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Claimed = list[tuple[int, int, float, Workitem]]
-"""Number, priority, when it was sent, and the workitem, first to last."""
-
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
 LOOK_EVERY = 1.0  # seconds between looks for what nobody notified of: lost notifications, dead carriers
 ADOPT_EVERY = 2.0  # seconds between looks for carriers of other hosts that are dead
@@ -47,7 +43,7 @@ class Member(Protocol):
     def begin(self, parcel: Parcel) -> dict[str, object] | None:
         """Put what has ended into `parcel`; the claim to make, if there is one."""
 
-    def finish(self, counted: set[int], claimed: Claimed | None) -> None:
+    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
         """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made."""
 
     def held(self) -> list[int]:
@@ -78,7 +74,7 @@ class Engine:
         self._term = 0
         self._generation = 0  # how many leases were lost
         self._former = 0
-        self._mine: set[int] = set()
+        self._not_over: set[int] = set()  # of what was held when the connection was lost
         self._under_way: set[int] = set()
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -86,7 +82,7 @@ class Engine:
         self._valid: asyncio.TimerHandle | None = None
         self._due: asyncio.TimerHandle | None = None
         self._renew_at = self._adopt_at = self._chores_at = 0.0
-        self._listener = Listener(place, self._rung) if place.notify else None
+        self._listener = Listener(place, self._rung, self._tell) if place.notify else None
         self._teller = Teller(self._tell) if place.notify else None
 
     # One statement after the other.
@@ -120,31 +116,31 @@ class Engine:
         finally:
             self._working = None
 
-    async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> tuple[set[int], dict[int, Claimed]]:
+    async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> tuple[set[int], dict[int, list[Row]]]:
         """Settle and claim: which deliveries counted, and what was lent for each claim."""
-        ends, releases, sends, bodies = parcel.texts()
+        ends, releases, sends, bodies, lanes = parcel.texts()
         wanted = json.dumps(claims) if claims else None
         generation, sent_as = self._generation, 0
 
-        async def attempt() -> tuple[set[int], dict[int, Claimed]]:
+        async def attempt() -> tuple[set[int], dict[int, list[Row]]]:
             nonlocal sent_as
             async with self._connected() as connection:
                 if generation != self._generation:
                     return set(), {}
-                if sent_as and parcel.seqs and not parcel.seqs & self._mine:
+                if sent_as and parcel.seqs and not parcel.seqs & self._not_over:
                     return parcel.seqs, {}  # the connection broke behind the commit
                 sent_as = self._carrier
                 told = self._teller.now(parcel.told) if self._teller is not None and parcel.told else []
                 row = await self._row(
                     connection,
-                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s)",
-                    self._carrier, self._term, ends, releases, sends, bodies, wanted, told,
+                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s)",
+                    self._carrier, self._term, ends, releases, sends, bodies, lanes, wanted, told,
                 )  # fmt: skip
                 counted, lent, lent_bodies, due = row
                 self._wait_for(due)
                 return set(counted or ()), _share(lent, lent_bodies)
 
-        def lose() -> tuple[set[int], dict[int, Claimed]]:
+        def lose() -> tuple[set[int], dict[int, list[Row]]]:
             self._lose("the database says so")
             return set(), {}
 
@@ -224,14 +220,23 @@ class Engine:
         begun = asyncio.get_running_loop().time()
         held = [seq for member in self.members for seq in member.held()]
         arguments = self._carrier, self._term, array([*held, *self._under_way])
-        mine = await self._called(connection, "resume", *arguments)
-        if mine is None:
+        found = await self._called(connection, "resume", *arguments)
+        if found is None:
             self._lose("another carrier has taken over")
         else:
-            self._mine = set(mine)
+            mine, others = found
+            self._not_over = {*mine, *others}
             self._renewed(begun)
             self._rung("")
             log.info("%s: connected again as carrier %d", self.place.shown, self._carrier)
+
+    async def _renew(self) -> None:
+        async with self._connected() as connection:
+            begun = asyncio.get_running_loop().time()
+            if await self._called(connection, "renew", self._carrier, self._term):
+                self._renewed(begun)
+            else:
+                self._lose("the database says so")
 
     def _renewed(self, begun: float) -> None:
         """The lease holds from `begun` on, which was before the database was asked."""
@@ -269,7 +274,7 @@ class Engine:
 
     async def _tell(self, queues: list[str]) -> None:
         async with self._connected() as connection:
-            await self._row(connection, "SELECT {}.put(NULL, NULL, %s)", queues)
+            await self._row(connection, "SELECT {}.put(NULL, NULL, NULL, %s)", queues)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -277,12 +282,8 @@ class Engine:
             self._listener.start()
         while not self._closing.is_set():
             now = loop.time()
-            if self._carrier and now >= self._renew_at:
-                begun = now
-                if await self.call("renew", self._carrier, self._term):
-                    self._renewed(begun)
-                elif loop.time() - begun < self.place.heartrate:  # not, where the term changed meanwhile
-                    self._lose("the database says so")
+            if now >= self._renew_at:
+                await self._patiently(self._renew)
             await self._bury_the_dead(now)
             if now >= self._chores_at:
                 self._chores_at = now + CHORES_EVERY
@@ -325,13 +326,13 @@ class Engine:
         self._carrier = 0
 
 
-def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, Claimed]:
+def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, list[Row]]:
     """What each claim got, by its number."""
-    found: dict[int, Claimed] = {}
+    found: dict[int, list[Row]] = {}
     at = 0
     for number, items in lent or ():
         claimed = unpack(items, bodies[at:] if at else bodies)
-        at += sum(len(item[3].body) for item in claimed)
+        at += sum(len(row.workitem.body) for row in claimed)
         found[number] = claimed
     return found
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import psycopg
 
@@ -26,11 +26,17 @@ RETRY_BASE, RETRY_MAXIMUM = 0.5, 60.0  # seconds; meanwhile polling finds everyt
 
 
 class Listener:
-    """Calls `heard` with the name of each queue that is notified of; with an empty one for any queue."""
+    """Calls `heard` with the name of each queue that is notified of; with an empty one for any queue.
 
-    def __init__(self, place: Place, heard: Callable[[str], None]) -> None:
+    tell: notifies of queues, over another connection.
+    """
+
+    def __init__(
+        self, place: Place, heard: Callable[[str], None], tell: Callable[[list[str]], Coroutine[object, object, None]]
+    ) -> None:
         self._place = place
         self._heard = heard
+        self._tell = tell
         self._task: asyncio.Task[None] | None = None
         self._probe = ""
         self._probed = asyncio.Event()
@@ -48,7 +54,6 @@ class Listener:
                 async with await connect_async(self._place) as connection:
                     with Translated(self._place):
                         await connection.execute(f'LISTEN "{self._place.schema}"'.encode())
-                    connection.add_notify_handler(self._notified)
                     self._heard("")  # what came before
                     while True:
                         await self._check(connection)
@@ -60,13 +65,14 @@ class Listener:
             failures += 1
 
     async def _check(self, connection: psycopg.AsyncConnection) -> None:
-        """Notify itself.  Raises BrokerUnavailable where that is not heard."""
+        """Have itself notified.  Raises BrokerUnavailable where that is not heard."""
         self._probe = f"taskqueue.probe.{uuid.uuid4().hex}"
         self._probed.clear()
-        with Translated(self._place):
-            await connection.execute("SELECT pg_notify(%s, %s)", (self._place.schema, self._probe))
-        if not self._probed.is_set():
+        telling = asyncio.create_task(self._tell([self._probe]))
+        try:
             await self._listen(connection, PROBE_WITHIN, until=self._probed)
+        finally:
+            await asyncio.shield(telling)
         if not self._probed.is_set():
             raise BrokerUnavailable(
                 f"{self._place.shown}: no notification comes through; "
@@ -99,9 +105,6 @@ class Listener:
         with Translated(self._place):
             if broken:
                 raise broken[0]
-
-    def _notified(self, notified: psycopg.Notify) -> None:
-        self._said(notified.payload)
 
     def _said(self, text: str) -> None:
         if text == self._probe:

@@ -66,9 +66,9 @@ class PostgreSQLProducer:
                 self._put_one(connection, parcels[0])
 
     def _put_one(self, connection: psycopg.Connection, parcel: Parcel) -> None:
-        _, _, sends, bodies = parcel.texts()
+        _, _, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
-        _call(self._place, connection, "put(%s, %b, %s)", sends, bodies, told)
+        _call(self._place, connection, "put(%s, %b, %s, %s)", sends, bodies, lanes, told)
 
     def _listen(self) -> str:
         """The name of the queue of our replies, which is there then."""
@@ -89,7 +89,7 @@ class PostgreSQLProducer:
             with self._waiting.opened() as connection:
                 if not self._replies:
                     found = _call(self._place, connection, "take_replies(%s, %s)", reply_to, CHUNK)
-                    self._replies.extend(workitem for *_, workitem in unpack(*found))
+                    self._replies.extend(row.workitem for row in unpack(*found))
                 if self._replies:
                     return self._replies.popleft()
             pause = LOOK_EVERY if self._place.notify else POLL_EVERY
@@ -129,6 +129,7 @@ class _Line:
         self._using = threading.Lock()
         self._pid = 0
         self._connection: psycopg.Connection | None = None
+        self._parents: list[psycopg.Connection] = []
 
     @property
     def is_open(self) -> bool:
@@ -138,9 +139,12 @@ class _Line:
     def opened(self) -> Iterator[psycopg.Connection]:
         with self._using:
             connection = self._connection
-            if connection is None or self._pid != os.getpid() or connection.closed or _hung_up(connection):
-                # What a parent process had open is left alone: closing it here would end the parent's session.
-                self._connection = None
+            if connection is not None and self._pid != os.getpid():
+                self._parents.append(connection)  # and left alone: closing it here would end the parent's session
+                connection = self._connection = None
+            if connection is not None and _hung_up(connection):
+                connection.close()
+            if connection is None or connection.closed:
                 connection = connect(self._place)
                 self._connection, self._pid, self.fresh = connection, os.getpid(), True
             yield connection
@@ -157,7 +161,9 @@ def _hung_up(connection: psycopg.Connection) -> bool:
         while select.select([connection.fileno()], [], [], 0)[0]:
             connection.pgconn.consume_input()
             if not connection.pgconn.notifies():
-                return connection.pgconn.status != psycopg.pq.ConnStatus.OK
+                return True  # nothing else comes by itself but its last words
+            while connection.pgconn.notifies():
+                pass
     except (psycopg.Error, OSError):
         return True
     return False

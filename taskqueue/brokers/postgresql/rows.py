@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskqueue.outcome import Crashed, Dead, Done, Effects, Failed, Outcome, Payload, Rules, TimedOut
 from taskqueue.properties import from_text, to_text
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
-__all__ = ["REPLIES", "Parcel", "array", "unpack", "usable"]
+__all__ = ["REPLIES", "Parcel", "Row", "array", "unpack", "usable"]
 
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
@@ -28,30 +28,39 @@ _KEPT = ("id", "type", "reference", "content_type")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
+class Row(NamedTuple):
+    """A workitem in the database: its number, the place of its row, and when it was sent first (POSIX seconds)."""
+
+    seq: int
+    place: str
+    priority: int
+    sent: float
+    workitem: Workitem
+
+
 class Parcel:
     """What one statement settles and sends."""
 
     def __init__(self, now: float) -> None:
         self.now = now
         self.ends: list[dict[str, object]] = []
-        self.releases: list[int] = []
+        self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, object]] = []
         self.told: set[str] = set()
+        self._lanes: dict[tuple[str, object], bool] = {}
         self._bodies: list[bytes] = []
         self._size = 0
         self._last: tuple[bytes | None, int] = (None, 0)
 
-    def end(
-        self, seq: int, workitem: Workitem, queue: str, sent: float, outcome: Outcome, rules: Rules, effects: Effects
-    ) -> None:
-        """A delivery has ended: `effects` is what that implies.  sent: POSIX seconds, as the claim said."""
+    def end(self, row: Row, queue: str, outcome: Outcome, rules: Rules, effects: Effects) -> None:
+        """The delivery of `row` has ended: `effects` is what that implies."""
         if not effects.ends:
-            self.releases.append(seq)
+            self.releases.append({"seq": row.seq, "place": row.place})
             self.told.add(queue)
             return
-        end: dict[str, object] = {"seq": seq}
+        end: dict[str, object] = {"seq": row.seq, "place": row.place}
         if queue.startswith("worker_"):
-            state = _state(workitem, outcome, rules)
+            state = _state(row.workitem, outcome, rules)
             if state is not None:
                 result = state.pop("result")
                 if isinstance(result, Payload):
@@ -63,9 +72,9 @@ class Parcel:
         self.ends.append(end)
         for send in effects.sends:
             item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
-            item["parent"] = seq
+            item["parent"] = row.seq
             if send.queue == queue:  # tried again: it was sent when it was sent
-                item["sent"] = sent
+                item["sent"] = row.sent
 
     def send(self, queue: str, workitem: Workitem, *, optional: bool = False) -> dict[str, object]:
         """Store a workitem; optional: only where the queue exists."""
@@ -100,6 +109,8 @@ class Parcel:
             item["properties"] = properties
         if optional:
             item["optional"] = True
+        lane = queue, item.get("priority", 0)
+        self._lanes[lane] = optional and self._lanes.get(lane, True)
         self.sends.append(item)
         self.told.add(queue)
         return item
@@ -116,15 +127,17 @@ class Parcel:
     @property
     def seqs(self) -> set[int]:
         """The numbers of all deliveries that are settled."""
-        return {*self.releases, *(end["seq"] for end in self.ends)}  # type: ignore[arg-type]
+        return {item["seq"] for items in (self.releases, self.ends) for item in items}  # type: ignore[misc]
 
-    def texts(self) -> tuple[str | None, str | None, str | None, bytes]:
-        """What ends, what is released and what is sent, as the database's functions take it, and the bodies."""
+    def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
+        """What ends, is released and is sent, as the database's functions take it; the bodies; the queues concerned."""
+        lanes = [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
         return (
             _encode(self.ends) if self.ends else None,
-            array(self.releases) if self.releases else None,
+            _encode(self.releases) if self.releases else None,
             _encode(self.sends) if self.sends else None,
             b"".join(self._bodies),
+            _encode(lanes) if lanes else None,
         )
 
 
@@ -138,14 +151,13 @@ def array(numbers: Iterable[int]) -> str:
     return f"{{{','.join(map(str, numbers))}}}"
 
 
-def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[tuple[int, int, float, Workitem]]:
-    """Workitems as the database's functions return them: number, priority, when it was sent, and what it is."""
-    found: list[tuple[int, int, float, Workitem]] = []
+def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[Row]:
+    """Workitems as the database's functions return them."""
+    found: list[Row] = []
     at = 0
     for item in items or ():
-        seq, priority, sent, id, type, reference, content_type, attempt, crashes, failures, properties, size, late = (
-            item
-        )
+        seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item
+        attempt, crashes, failures = counters
         more = {
             "id": id,
             "type": type,
@@ -159,7 +171,7 @@ def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[
         body = (bodies or b"")[at : at + size]
         at += size
         workitem = Workitem(body=body, attempt=attempt, crashes=crashes, failures=failures, **more)
-        found.append((seq, priority, sent, workitem))
+        found.append(Row(seq, place, priority, sent, workitem))
     return found
 
 

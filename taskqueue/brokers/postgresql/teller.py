@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 
 from taskqueue.brokers.postgresql.rows import REPLIES
 from taskqueue.errors import BrokerError
@@ -22,7 +22,7 @@ QUIET = 0.02  # seconds between two notifications of the same queue
 class Teller:
     """Says which queues to notify of together with the statement that goes out now; of the others it tells later."""
 
-    def __init__(self, tell: Callable[[list[str]], Awaitable[None]]) -> None:
+    def __init__(self, tell: Callable[[list[str]], Coroutine[object, object, None]]) -> None:
         self._tell = tell
         self._last: dict[str, float] = {}
         self._later: set[str] = set()
