@@ -17,7 +17,7 @@ from lender import lender
 from relay import Relay
 
 from taskqueue.broker import Broker, Consumer, Delivery, Ended, connect
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Retry, Rules, TimedOut
+from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import Workitem
 
 QUEUE = "worker_t"
@@ -186,6 +186,7 @@ def test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice(database: 
         relay.keep_back(b".turn(")
         settling = asyncio.create_task(settle(consumer, held, Done(Payload(b"r"))))
         await asyncio.to_thread(until, lambda: database.one("SELECT count(*) FROM taskqueue.history"))
+        assert not settling.done()
         relay.cut()
         assert await settling == [True]
         # What the same statement had claimed, unseen, comes all the same.
@@ -197,6 +198,41 @@ def test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice(database: 
 
     assert database.one("SELECT count(*) FROM taskqueue.workitems WHERE queue = 'results'") == 1
     assert database.one("SELECT count(*) FROM taskqueue.history") == 2
+
+
+def test_what_was_settled_or_sent_survives_the_servers_death_at_once(spare_database: Database) -> None:
+    server = spare_database.server
+
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        for turn in range(3):
+            await asyncio.to_thread(send, spare_database.url, b"x")
+            server.kill()
+            server.start()
+            assert await settle(consumer, await lent(consumer, 1), Done(Payload(b"r"))) == [True]
+            server.kill()
+            server.start()
+            assert spare_database.one("SELECT count(*) FROM taskqueue.history") == turn + 1
+
+    run(spare_database.url, work)
+    assert spare_database.one("SELECT count(*) FROM taskqueue.workitems WHERE queue = 'results'") == 3
+
+
+def test_what_was_settled_is_over_though_its_row_has_moved(database: Database) -> None:
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=3)
+        first, second, third = await lent(consumer, 3)
+        assert await settle(consumer, [first], Done(None)) == [True]
+        database.rows("VACUUM FULL taskqueue.workitems")
+        database.rows("UPDATE taskqueue.workitems SET failures = 0")
+        assert await settle(consumer, [second], Done(None)) == [True]
+        assert await settle(consumer, [third], Release()) == [True]
+        assert await settle(consumer, await lent(consumer, 1), Done(None)) == [True]
+
+    send(database.url, b"1", b"2", b"3")
+    run(database.url, work)
+
+    assert database.one("SELECT count(*) FROM taskqueue.history") == 3
 
 
 def test_a_producer_that_was_idle_finds_the_server_again(spare_database: Database) -> None:
