@@ -45,6 +45,35 @@ BEGIN
 END
 $$;
 
+-- The same for one workitem, which is all of `body`: in a third of the time.
+CREATE FUNCTION @schema@.put_one(item json, body bytea, tell boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    place constant text := item->>'queue';
+    lane constant smallint := coalesce((item->>'priority')::smallint, 0);
+    delay constant double precision := (item->>'delay')::double precision;
+BEGIN
+    IF NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = lane) THEN
+        INSERT INTO queues VALUES (place, lane);
+    END IF;
+    INSERT INTO workitems (
+        due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type, properties,
+        body
+    )
+        VALUES (
+            now() + make_interval(secs => delay),
+            now() + make_interval(secs => coalesce(delay, 0) + (item->>'lifetime')::double precision),
+            coalesce((item->>'attempt')::integer, 1), coalesce((item->>'crashes')::integer, 0),
+            coalesce((item->>'failures')::integer, 0), CASE WHEN delay IS NULL THEN 0 ELSE 1 END,
+            lane, place, item->>'id', item->>'type', item->>'reference', item->>'content_type',
+            coalesce(item->>'properties', ''), body
+        );
+    IF tell THEN
+        PERFORM pg_notify('@name@', place);
+    END IF;
+END
+$$;
+
 -- What everybody else sends by:  SELECT taskqueue.send('invoice', '{"id": 7}', reference => 'order:4711')
 CREATE FUNCTION @schema@.send(
     type text,

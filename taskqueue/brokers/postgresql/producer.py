@@ -61,11 +61,14 @@ class PostgreSQLProducer:
             if len(parcels) > 1:  # all of them, or none
                 with Translated(self._place), connection.transaction():
                     for parcel in parcels:
-                        self._put_one(connection, parcel)
+                        self._put_all(connection, parcel)
+            elif len(items) > 1:
+                self._put_all(connection, parcels[0])
             else:
-                self._put_one(connection, parcels[0])
+                item, body = parcels[0].only()
+                _call(self._place, connection, "put_one(%s, %b, %s)", item, body, self._place.notify)
 
-    def _put_one(self, connection: psycopg.Connection, parcel: Parcel) -> None:
+    def _put_all(self, connection: psycopg.Connection, parcel: Parcel) -> None:
         _, _, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
         _call(self._place, connection, "put(%s, %b, %s, %s)", sends, bodies, lanes, told)

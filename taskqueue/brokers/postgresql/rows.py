@@ -129,6 +129,10 @@ class Parcel:
         """The numbers of all deliveries that are settled."""
         return {item["seq"] for items in (self.releases, self.ends) for item in items}  # type: ignore[misc]
 
+    def only(self) -> tuple[str, bytes]:
+        """The one workitem that is sent, as the database's function takes it, and its body."""
+        return _encode(self.sends[0]), self._bodies[0]
+
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
         """What ends, is released and is sent, as the database's functions take it; the bodies; the queues concerned."""
         lanes = [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
