@@ -92,7 +92,7 @@ def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
     arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
 ) -> None:
     # Sent faster than it can be done: there is always something running that can be hit.
-    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, pace=0.0, managers=2, groups="abcd")
+    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, pace=0.0, managers=2, groups="abcdef")
 
     fire(fight, [*SELDOM, *["broker"] * 4])
 

@@ -200,6 +200,27 @@ def test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice(database: 
     assert database.one("SELECT count(*) FROM taskqueue.history") == 2
 
 
+def test_a_statement_that_the_server_undoes_is_made_again(database: Database) -> None:
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        receiving = asyncio.create_task(consumer.receive(limit=1))
+        await asyncio.to_thread(until, lambda: database.one("SELECT count(*) FROM taskqueue.carriers"))
+        database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'taskqueue'")
+        await asyncio.to_thread(send, database.url, b"x")
+        assert await settle(consumer, await receiving, Done(Payload(b"r"))) == [True]
+
+    database.rows("CREATE SEQUENCE public.tries")
+    database.rows(
+        "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN "
+        "IF nextval('public.tries') = 1 THEN RAISE serialization_failure; END IF; RETURN new; END $$"
+    )
+    database.rows("CREATE TRIGGER fail BEFORE INSERT ON taskqueue.history FOR EACH ROW EXECUTE FUNCTION public.fail()")
+    run(database.url, work)
+
+    assert database.one("SELECT last_value FROM public.tries") == 2
+    assert database.one("SELECT count(*) FROM taskqueue.workitems WHERE queue = 'results'") == 1
+
+
 def test_what_was_settled_or_sent_survives_the_servers_death_at_once(spare_database: Database) -> None:
     server = spare_database.server
 

@@ -93,6 +93,7 @@ class Listener:
                 while notified := connection.pgconn.notifies():
                     self._said(notified.extra.decode("utf-8", "replace"))
             except psycopg.Error as error:
+                loop.remove_reader(fd)  # now, for the next connection may get the same number
                 broken.append(error)
                 self._ended.set()
 
@@ -101,7 +102,8 @@ class Listener:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), seconds)
         finally:
-            loop.remove_reader(fd)
+            if not broken:
+                loop.remove_reader(fd)
         with Translated(self._place):
             if broken:
                 raise broken[0]
