@@ -180,7 +180,8 @@ class Engine:
                 await self._link.call("maintain", *self._chores)
             self._rung("")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), LOOK_EVERY * (0.75 + random.random() / 2))
+                async with asyncio.timeout(LOOK_EVERY * (0.75 + random.random() / 2)):
+                    await self._closing.wait()
 
     async def _bury_the_dead(self, now: float) -> None:
         neighbours = await self._link.call("neighbours", self._link.carrier, home())

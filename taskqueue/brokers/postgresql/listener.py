@@ -99,8 +99,10 @@ class Listener:
 
         loop.add_reader(fd, readable)
         try:
+            # Not wait_for, which forgets a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._ended.wait()
         finally:
             if not broken:
                 loop.remove_reader(fd)
