@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
-from taskqueue.brokers.postgresql.listener import Listener
+from taskqueue.brokers.postgresql.listener import Listener, stop
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import began, home
 from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
 from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError
 
 __all__ = ["Engine", "Member"]
 
@@ -202,9 +201,7 @@ class Engine:
             await self._teller.close()
         for task in (self._ticking, self._working):
             if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, BrokerError):
-                    await task
+                await stop(task)
         await self._link.close()
 
 

@@ -16,7 +16,7 @@ from taskqueue.brokers.postgresql.session import Translated, connect_async
 from taskqueue.errors import BrokerError, BrokerUnavailable
 from taskqueue.retry import backoff
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "stop"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,6 @@ class Listener:
 
         loop.add_reader(fd, readable)
         try:
-            # Not wait_for, which forgets a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ended.wait()
@@ -119,7 +118,12 @@ class Listener:
     async def close(self) -> None:
         """May be called twice."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await stop(self._task)
             self._task = None
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: drivers may lose a cancellation that comes together with what they wait for."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
