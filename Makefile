@@ -71,8 +71,9 @@ dist: $(STAMP) ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	umask 022; $(BIN)/python -m build --no-isolation
 
-bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's beside Huey's
-	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py
+bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's and PostgreSQL's beside their peers'
+	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py; \
+		$(BIN)/python benchmarks/postgresql.py
 
 clean: ## remove what tests and builds leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
