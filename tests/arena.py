@@ -186,16 +186,18 @@ class Arena:
 
     def kill(self, victim: Daemon | int | RabbitMQ | PostgreSQL) -> None:
         pids: frozenset[int] = frozenset()
-        before = time.monotonic()
         if isinstance(victim, Daemon):
             pids = frozenset((victim.pid, *victim.carriers, *victim.workers))
+            before = time.monotonic()
             victim.kill()
         elif isinstance(victim, RabbitMQ | PostgreSQL):
             self.system.disconnect()
+            before = time.monotonic()
             victim.kill()
         else:
             below = [pid for pool in self.pools if victim in pool.carriers for pid in pool.workers]
             pids = frozenset((victim, *below))
+            before = time.monotonic()
             os.kill(victim, signal.SIGKILL)
             until(lambda: not alive(victim))
         self.kills.append(Kill(pids, before, time.monotonic()))
@@ -221,14 +223,9 @@ class Arena:
                 self.server.start()
 
     def hits(self) -> int:
-        """How many kills of one process hit a running handler."""
-        runs = defaultdict(list)
-        for one in handled(self.handlers):
-            runs[one.pid].append(one)
-        return sum(
-            any(one.at <= kill.before and one.ended == float("inf") for pid in kill.pids for one in runs[pid])
-            for kill in self.kills
-        )
+        """How many kills hit a running handler: one whose process has begun a workitem and never came to its end."""
+        hit = {one.pid for one in handled(self.handlers) if one.ended == float("inf")}
+        return sum(not hit.isdisjoint(kill.pids) for kill in self.kills)
 
     def finish(self) -> None:
         """Wait until every workitem has its result, or is dead; then stop all in good order."""

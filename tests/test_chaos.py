@@ -19,8 +19,11 @@ from tracing import tracing
 
 COUNT = 3000
 SECONDS = 30.0
-LONGEST = 120.0  # seconds of killing, where a slow machine needs more of them for HITS
+LONGEST = 4  # times as long is killed where a slow machine needs that for enough hits
 HITS = 30
+LONG_COUNT = 20_000
+LONG_SECONDS = 200.0  # and all of LONG_COUNT takes a little less
+LONG_HITS = 50
 SELDOM = ["manager", "manager", "dispatcher", "dispatcher", "dispatcher", *["carrier"] * 4]
 
 
@@ -39,8 +42,8 @@ def arena(installation: Installation) -> Iterator[Callable[..., Arena]]:
         yield make
 
 
-def fire(fight: Arena, seldom: list[str], hits: int = HITS) -> dict[str, int]:
-    """Send, kill for SECONDS and until enough has been hit, and account for everything."""
+def fire(fight: Arena, seldom: list[str], *, seconds: float = SECONDS, hits: int = HITS) -> dict[str, int]:
+    """Send, kill for `seconds` and until enough has been hit, and account for everything."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -49,9 +52,9 @@ def fire(fight: Arena, seldom: list[str], hits: int = HITS) -> dict[str, int]:
     until(lambda: fight.handlers.stat().st_size, "the first workitem")
     time.sleep(1.5)  # queues that a single node of RabbitMQ has just made are not in its books yet
 
-    due = sorted((chance.uniform(0, SECONDS), what) for what in seldom)
+    due = sorted((chance.uniform(0, seconds), what) for what in seldom)
     start = time.monotonic()
-    while (now := time.monotonic() - start) < SECONDS or ((due or fight.hits() < hits) and now < LONGEST):
+    while (now := time.monotonic() - start) < seconds or ((due or fight.hits() < hits) and now < LONGEST * seconds):
         time.sleep(chance.uniform(0.05, 0.4))
         if due and due[0][0] <= now:
             fight.kill_one(due.pop(0)[1], chance)
@@ -94,10 +97,22 @@ def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
     # Sent faster than it can be done: there is always something running that can be hit.
     fight = arena(start_postgresql(fsync=True), count=2 * COUNT, pace=0.0, managers=2, groups="abcdef")
 
-    # Fewer hits than elsewhere: while the server is away, and after each kill of it, handlers run out of work.
-    fire(fight, [*SELDOM, *["broker"] * 4], hits=15)
+    fire(fight, [*SELDOM, *["broker"] * 4])
 
     # Result and history are stored in the transaction that ends the delivery: there is one of each.
+    assert history(fight) == {"succeeded": len(fight.results)}
+
+
+@pytest.mark.chaos
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_on_postgresql_nothing_is_lost_in_a_long_time(
+    arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
+) -> None:
+    fight = arena(start_postgresql(fsync=True), count=LONG_COUNT, pace=0.0, managers=2, groups="abcdef")
+
+    fire(fight, [*SELDOM, *["broker"] * 4] * 5, seconds=LONG_SECONDS, hits=LONG_HITS)
+
     assert history(fight) == {"succeeded": len(fight.results)}
 
 
