@@ -47,6 +47,7 @@ class _Process:
     stopping: bool = False
     recycling: bool = False
     up: bool = False
+    worked: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -205,7 +206,8 @@ class WorkerPool:
             key = process_of(process.group)
             if not self._stopping and not process.stopping and not process.recycling:
                 before = self._deaths.get(key)
-                after = died(before, started=process.started, now=now, jitter=random.random())
+                worked = process.worked
+                after = died(before, started=process.started, now=now, jitter=random.random(), worked=worked)
                 self._deaths[key] = after
                 if is_failing(after, now=now) and not is_failing(before, now=now):
                     log.error("group %s is failing: its worker processes don't stay up", process.group.name)
@@ -347,6 +349,12 @@ class WorkerPool:
             case Kind.DOWN:
                 name = meta["group"]
                 self._complain(name, f"plugin of group {name} does not load: {meta['error']}\n{meta['traceback']}")
+            case Kind.WORKED:
+                process = self._processes.get(meta["pid"])
+                if process is not None:
+                    process.worked = True
+                else:  # it is dead already, and was taken for one that did nothing
+                    self._forget_deaths(meta["group"])
             case Kind.RECYCLE:
                 process = self._processes.get(meta["pid"])
                 if process is not None:
@@ -362,6 +370,11 @@ class WorkerPool:
                 logging.getLogger(str(meta[0])).log(int(meta[1]), "%s", meta[2])
             case _:
                 raise ValueError(f"a carrier does not say {kind.name}")
+
+    def _forget_deaths(self, name: str) -> None:
+        """A process of the group `name` did some work: its next one need not wait."""
+        self._deaths = {group: deaths for group, deaths in self._deaths.items() if group.name != name}
+        self._wake.set()
 
     # The end.
 

@@ -66,6 +66,9 @@ class Crew:
     def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
         self.lane.ended(process, delivery, outcome, seconds)
 
+    def worked(self, process: WorkerProcess) -> None:
+        pass
+
     def stopping(self, process: WorkerProcess) -> None:
         pass
 

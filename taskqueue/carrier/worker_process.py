@@ -40,6 +40,9 @@ class Owner(Protocol):
     def ended(self, process: WorkerProcess, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
         """It is through with a workitem, which ran for `seconds`."""
 
+    def worked(self, process: WorkerProcess) -> None:
+        """It has brought a workitem to its end, or to its time limit, for the first time."""
+
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These were handed over and will not be started there."""
 
@@ -86,6 +89,7 @@ class WorkerProcess:
         self._clock = clock
         self._numbers = 0
         self._ended = 0
+        self._worked = False
         self._handed: dict[int, Delivery] = {}
         self._since: dict[int, float] = {}  # of those that have a slot; the oldest first
         self._unhurried = 0  # the first one for an idle process may be started at any time
@@ -210,6 +214,7 @@ class WorkerProcess:
         over = [number for number, since in self._since.items() if now >= since + limit] if limit else []
         if over:
             self.condemn(dict.fromkeys(over, TimedOut(limit)))
+            self._note_work()
             self._owner.over_limit(self, f"time limit of {limit:g} s")
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
@@ -218,6 +223,11 @@ class WorkerProcess:
                 why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
                 self.condemn(dict.fromkeys(self.started(), Crashed(why)))
                 self._owner.over_limit(self, why)
+
+    def _note_work(self) -> None:
+        if not self._worked:
+            self._worked = True
+            self._owner.worked(self)
 
     def condemn(self, verdicts: Mapping[int, Verdict]) -> None:
         """It is going to be killed: what becomes of which workitems if they still run then.
@@ -290,6 +300,7 @@ class WorkerProcess:
                 if self._memory is not None:
                     self._weigh(self._memory)
                 self._owner.ended(self, delivery, outcome, float(seconds))
+                self._note_work()
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
                 late = [self._take(number) for number in meta if number in self._handed]

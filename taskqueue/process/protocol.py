@@ -6,7 +6,7 @@ is no frame raises ValueError, and its sender is killed.
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE
-    carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG
+    carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Kind(enum.IntEnum):
     KILL = 17
     DRAINED = 18
     RECYCLE = 19
+    WORKED = 20
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:
