@@ -56,7 +56,7 @@ check: lint ## lint, and the tests that need no server
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
 
-test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, 20,000 workitems under fire
+test-long: services $(STAMP) ## what takes many minutes: hostile messages, 20,000 workitems under fire, the distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
 format: $(STAMP) ## put the code into its form

@@ -17,6 +17,7 @@ from lender import lender
 from relay import Relay
 
 from taskqueue.broker import Broker, Consumer, Delivery, Ended, connect
+from taskqueue.brokers.postgresql import link
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import Workitem
 
@@ -175,6 +176,76 @@ def test_deliveries_survive_a_restart_of_the_server(spare_database: Database) ->
     assert run(spare_database.url, work) == [True] * 10
     assert spare_database.one("SELECT count(*) FROM taskqueue.history") == 10
     assert spare_database.one("SELECT count(*) FROM taskqueue.workitems WHERE queue = 'results'") == 10
+
+
+def test_whoever_reaches_the_server_again_first_wakes_all_others(
+    spare_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(broker: Broker) -> list[bool]:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        held = await lent(consumer, 1)
+        spare_database.server.kill()
+        settling = asyncio.create_task(settle(consumer, held, Done(None)))
+        while "trying on" not in caplog.text:
+            await asyncio.sleep(0.01)
+        spare_database.server.start()
+        await broker.declare("other")
+        return await settling
+
+    for name in ("RETRY_BASE", "RETRY_MAXIMUM"):
+        monkeypatch.setattr(link, name, 3600.0)
+    send(spare_database.url, b"x")
+    assert run(spare_database.url, work) == [True]
+
+
+HANG_UP = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'taskqueue' AND datname = %s"
+
+
+def test_a_number_that_the_server_gives_again_is_not_taken_for_what_had_it_before(database: Database) -> None:
+    """As after a crash or a failover that lost the last numbers, or after a backup was restored."""
+
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=2)
+        first, second = await lent(consumer, 2)
+        another = "UPDATE taskqueue.workitems SET id = 'another', state = 0, carrier = NULL WHERE seq = %s"
+        database.rows(another, first.tag)
+        database.rows(HANG_UP, database.name)
+        assert await settle(consumer, [first, second], Done(None)) == [False, True]
+        (again,) = await lent(consumer, 1)
+        assert again.workitem.id == "another"
+        assert await settle(consumer, [again], Done(None)) == [True]
+
+    send(database.url, b"1", b"2")
+    run(database.url, work)
+
+
+def test_what_the_server_forgot_to_have_lent_is_still_who_holds_it(database: Database) -> None:
+    async def work(broker: Broker) -> list[bool]:
+        consumer = broker.consumer(QUEUE, reserve=2)
+        held = await lent(consumer, 2)
+        database.rows("UPDATE taskqueue.workitems SET state = 0, carrier = NULL")
+        database.rows(HANG_UP, database.name)
+        return await settle(consumer, held, Done(None))
+
+    producer = connect(database.url).producer()
+    producer.send([Workitem(body=b"1", id="\0 \ud800" + "x" * 5000), Workitem(body=b"2")], queue=QUEUE)
+    producer.close()
+    assert run(database.url, work) == [True, True]
+
+
+def test_a_lease_of_the_same_number_is_not_taken_for_ones_own(database: Database) -> None:
+    """As after a backup was restored, and another carrier has registered first."""
+
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        held = await lent(consumer, 1)
+        database.rows("UPDATE taskqueue.carriers SET term = 1, home = 'elsewhere'")
+        database.rows(HANG_UP, database.name)
+        assert await settle(consumer, held, Done(None)) == [False]
+        assert await settle(consumer, await lent(consumer, 1), Done(None)) == [True]
+
+    send(database.url, b"x")
+    run(database.url, work)
 
 
 def test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice(database: Database) -> None:

@@ -28,10 +28,12 @@ CREATE TABLE @schema@.queues (
 CREATE INDEX queues_name ON @schema@.queues (name, priority);
 
 -- Who holds leases: one row each, renewed every `heartrate` seconds.  Who lets twice that time pass is dead.
+-- term: its upper half is a random number of the carrier's own, for a database that was restored gives the same id again;
+-- the lower half counts its connections.
 -- home, pid, since: which process it is, for those on the same host, who see at once that it is gone.
 CREATE TABLE @schema@.carriers (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    term integer NOT NULL DEFAULT 1,
+    term bigint NOT NULL,
     host text NOT NULL,
     home text NOT NULL,
     pid integer NOT NULL,

@@ -159,7 +159,7 @@ $$;
 -- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
 -- due: seconds until the next workitem is due; said where a claim left room.
 CREATE FUNCTION @schema@.turn(
-    me bigint, my_term integer, ends json, releases json, sends json, bodies bytea, lanes json, claims json, told text[],
+    me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, claims json, told text[],
     OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
@@ -196,14 +196,16 @@ END
 $$;
 
 -- A new carrier; the one that it was before, if it was one, is gone.
-CREATE FUNCTION @schema@.register(host text, home text, pid integer, since bigint, heartrate double precision, former bigint)
+CREATE FUNCTION @schema@.register(
+    my_term bigint, host text, home text, pid integer, since bigint, heartrate double precision, former bigint
+)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     number bigint;
 BEGIN
     PERFORM bury(id) FROM carriers WHERE id = former FOR UPDATE;
-    INSERT INTO carriers (host, home, pid, since, heartrate) VALUES (host, home, pid, since, heartrate)
+    INSERT INTO carriers (term, host, home, pid, since, heartrate) VALUES (my_term, host, home, pid, since, heartrate)
         RETURNING id INTO number;
     RETURN number;
 END
@@ -213,27 +215,33 @@ $$;
 -- connection is refused.  Gives back what this carrier was lent and does not know of, and takes again what the server
 -- forgot in a crash that it had lent, unless somebody else has it now.  Returns those of `held` that are not over: its
 -- own, and those of others.  Null: the lease is lost.
-CREATE FUNCTION @schema@.resume(me bigint, my_term integer, held bigint[]) RETURNS json
+-- held: objects with seq and id.  A server that crashed, or was restored, may give a number again to another workitem.
+CREATE FUNCTION @schema@.resume(me bigint, my_term bigint, held json) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
-    UPDATE carriers SET term = my_term, renewed = now() WHERE id = me AND term < my_term;
+    UPDATE carriers SET term = my_term, renewed = now() WHERE id = me AND term < my_term AND term >> 32 = my_term >> 32;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    UPDATE workitems SET state = 0, carrier = NULL WHERE state = 2 AND carrier = me AND seq <> ALL (held);
-    UPDATE workitems SET state = 2, carrier = me WHERE state = 0 AND seq = ANY (held);
+    UPDATE workitems w SET state = 0, carrier = NULL
+        WHERE w.state = 2 AND w.carrier = me AND NOT EXISTS (
+            SELECT FROM json_to_recordset(held) AS h (seq bigint, id text) WHERE h.seq = w.seq AND h.id = w.id
+        );
+    UPDATE workitems w SET state = 2, carrier = me
+        FROM json_to_recordset(held) AS h (seq bigint, id text)
+        WHERE w.state = 0 AND w.seq = h.seq AND w.id = h.id;
     RETURN (
         SELECT json_build_array(
-            coalesce(json_agg(seq) FILTER (WHERE carrier = me), '[]'),
-            coalesce(json_agg(seq) FILTER (WHERE carrier IS DISTINCT FROM me), '[]')
+            coalesce(json_agg(w.seq) FILTER (WHERE w.carrier = me), '[]'),
+            coalesce(json_agg(w.seq) FILTER (WHERE w.carrier IS DISTINCT FROM me), '[]')
         )
-        FROM workitems WHERE seq = ANY (held)
+        FROM workitems w JOIN json_to_recordset(held) AS h (seq bigint, id text) ON h.seq = w.seq AND h.id = w.id
     );
 END
 $$;
 
 -- False: the lease is lost.
-CREATE FUNCTION @schema@.renew(me bigint, my_term integer) RETURNS boolean
+CREATE FUNCTION @schema@.renew(me bigint, my_term bigint) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);  -- a crash of the server gives everybody time: see `adopt`
@@ -249,7 +257,7 @@ LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
     DELETE FROM carriers WHERE id = dead
 $$;
 
-CREATE FUNCTION @schema@.leave(me bigint, my_term integer) RETURNS void
+CREATE FUNCTION @schema@.leave(me bigint, my_term bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
     SELECT bury(id) FROM carriers WHERE id = me AND term = my_term FOR UPDATE
 $$;

@@ -148,9 +148,10 @@ class PostgreSQLConsumer:
         else:
             self._hungry = False
 
-    def held(self) -> list[int]:
-        pending = [ended.delivery.tag for settling in self._settling for ended, _ in settling.ended]
-        return [*self._lent, *pending]
+    def held(self) -> dict[int, str]:
+        pending = [row for settling in self._settling for _, row in settling.ended]
+        lent = [row for _, row in self._lent.values()]
+        return {row.seq: row.stored_id for row in (*pending, *lent)}
 
     def rung(self, queue: str) -> None:
         if not queue or queue == self._queue:

@@ -36,8 +36,8 @@ class Member(Protocol):
     def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
         """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made."""
 
-    def held(self) -> list[int]:
-        """The numbers of all that it was lent and that is not settled."""
+    def held(self) -> dict[int, str]:
+        """The numbers of all that it was lent and that is not settled, with the ids of the workitems."""
 
     def rung(self, queue: str) -> None:
         """There may be something in `queue`; empty: in any queue."""
@@ -54,7 +54,7 @@ class Engine:
         self.members: list[Member] = []
         self._chores = chores
         self._link = Link(place, self)
-        self._under_way: set[int] = set()
+        self._under_way: dict[int, str] = {}
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -65,8 +65,11 @@ class Engine:
 
     # What the link asks and says.
 
-    def held(self) -> list[int]:
-        return [*self._under_way, *(seq for member in self.members for seq in member.held())]
+    def held(self) -> dict[int, str]:
+        found = dict(self._under_way)
+        for member in self.members:
+            found |= member.held()
+        return found
 
     def back(self) -> None:
         self._rung("")
@@ -97,9 +100,9 @@ class Engine:
                 if not claims and not parcel.ends and not parcel.releases:
                     return
                 generation = self._link.lost
-                self._under_way = parcel.seqs
+                self._under_way = parcel.settled
                 counted, lent = await self._turn(parcel, claims)
-                self._under_way = set()
+                self._under_way = {}
                 for number, (member, want) in enumerate(wants):
                     claimed = lent.get(number, []) if want is not None and generation == self._link.lost else None
                     member.finish(counted, claimed)
@@ -119,8 +122,9 @@ class Engine:
                 if generation != self._link.lost:
                     return set(), {}
                 broke = sent_in is not None and sent_in != self._link.resumed
-                if broke and parcel.seqs and not parcel.seqs & self._link.not_over:
-                    return parcel.seqs, {}  # it broke behind the commit
+                settled = parcel.settled.keys()
+                if broke and settled and not settled & self._link.not_over:
+                    return set(settled), {}  # it broke behind the commit
                 sent_in = self._link.resumed
                 told = self._teller.now(parcel.told) if self._teller is not None and parcel.told else []
                 row = await self._link.row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import random
@@ -16,7 +17,6 @@ import psycopg
 
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import began, home
-from taskqueue.brokers.postgresql.rows import array
 from taskqueue.brokers.postgresql.session import LeaseLost, Translated, connect_async
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
@@ -34,8 +34,8 @@ ANSWER_WITHIN = 60.0  # seconds for a statement of milliseconds; then the connec
 class Owner(Protocol):
     """Whoever works over a link."""
 
-    def held(self) -> list[int]:
-        """The numbers of all deliveries that may still be this carrier's."""
+    def held(self) -> dict[int, str]:
+        """The numbers of all deliveries that may still be this carrier's, with the ids of their workitems."""
 
     def back(self) -> None:
         """There is a connection again."""
@@ -64,6 +64,7 @@ class Link:
         self._owner = owner
         self._connection: psycopg.AsyncConnection | None = None
         self._using = asyncio.Lock()
+        self._reached = asyncio.Event()
         self._former = 0
         self._renew_at = 0.0
         self._valid: asyncio.TimerHandle | None = None
@@ -107,7 +108,10 @@ class Link:
                 self.lose("the database says so")
             except BrokerError as error:
                 log.log(logging.WARNING if failures else logging.ERROR, "%s; trying on", error)
-                await asyncio.sleep(backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random()))
+                delay = backoff(failures, base=RETRY_BASE, maximum=RETRY_MAXIMUM, jitter=random.random())
+                self._reached.clear()
+                with contextlib.suppress(TimeoutError):  # or until somebody else has reached the server
+                    await asyncio.wait_for(self._reached.wait(), delay)
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
@@ -117,15 +121,17 @@ class Link:
             if self._connection is None or self._connection.closed:
                 self._connection = await connect_async(self.place)
                 await self._resume(self._connection)
+                self._reached.set()
             if not self.carrier:
                 await self._register(self._connection)
             yield self._connection
 
     async def _register(self, connection: psycopg.AsyncConnection) -> None:
         begun, pid = asyncio.get_running_loop().time(), os.getpid()
-        arguments = socket.gethostname(), home(), pid, began(pid), self.place.heartrate, self._former
+        term = random.getrandbits(31) << 32
+        arguments = term, socket.gethostname(), home(), pid, began(pid), self.place.heartrate, self._former
         self.carrier = await self.called(connection, "register", *arguments)
-        self.term = 1
+        self.term = term
         self._renewed(begun)
 
     async def _resume(self, connection: psycopg.AsyncConnection) -> None:
@@ -134,8 +140,8 @@ class Link:
             return
         self.term += 1
         begun = asyncio.get_running_loop().time()
-        arguments = self.carrier, self.term, array(self._owner.held())
-        found = await self.called(connection, "resume", *arguments)
+        held = json.dumps([{"seq": seq, "id": id} for seq, id in self._owner.held().items()])
+        found = await self.called(connection, "resume", self.carrier, self.term, held)
         if found is None:
             self.lose("another carrier has taken over")
         else:

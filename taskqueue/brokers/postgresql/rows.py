@@ -37,9 +37,17 @@ class Row(NamedTuple):
     sent: float
     workitem: Workitem
 
+    @property
+    def stored_id(self) -> str:
+        """The workitem's id, as its column has it."""
+        return _clean(self.workitem.id)[:MAX_INDEXED]
+
 
 class Parcel:
-    """What one statement settles and sends."""
+    """What one statement settles and sends.
+
+    settled: the numbers of all deliveries that are settled, with the ids of their workitems.
+    """
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -47,6 +55,7 @@ class Parcel:
         self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, object]] = []
         self.told: set[str] = set()
+        self.settled: dict[int, str] = {}
         self._lanes: dict[tuple[str, object], bool] = {}
         self._bodies: list[bytes] = []
         self._size = 0
@@ -54,6 +63,7 @@ class Parcel:
 
     def end(self, row: Row, queue: str, outcome: Outcome, rules: Rules, effects: Effects) -> None:
         """The delivery of `row` has ended: `effects` is what that implies."""
+        self.settled[row.seq] = row.stored_id
         if not effects.ends:
             self.releases.append({"seq": row.seq, "place": row.place})
             self.told.add(queue)
@@ -123,11 +133,6 @@ class Parcel:
         self._size += len(body)
         self._last = body, at
         return at, len(body)
-
-    @property
-    def seqs(self) -> set[int]:
-        """The numbers of all deliveries that are settled."""
-        return {item["seq"] for items in (self.releases, self.ends) for item in items}  # type: ignore[misc]
 
     def only(self) -> tuple[str, bytes]:
         """The one workitem that is sent, as the database's function takes it, and its body."""
