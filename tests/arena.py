@@ -56,27 +56,34 @@ class Kill:
 
 @dataclass
 class Sender:
-    """A producer that sends `count` workitems, through the project's own client, and counts how often it had to."""
+    """A producer that sends `count` workitems, through the project's own client, and counts how often it had to.
+
+    batch: how many it sends at a time; `pace` seconds later it sends the next ones.
+    """
 
     url: str
     count: int
     pace: float
+    batch: int = 1
     sends: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         producer = connect(self.url).producer()
-        for number in range(self.count):
-            workitem = Workitem(body=f"record {number}".encode(), id=f"item{number}", content_type="text/plain")
-            while not self._send(producer, workitem):
+        for start in range(0, self.count, self.batch):
+            workitems = [
+                Workitem(body=f"record {number}".encode(), id=f"item{number}", content_type="text/plain")
+                for number in range(start, min(start + self.batch, self.count))
+            ]
+            while not self._send(producer, workitems):
                 time.sleep(0.1)
             time.sleep(self.pace)
         producer.close()
 
-    def _send(self, producer: Producer, workitem: Workitem) -> bool:
-        """Whether the broker has taken it, as far as anybody knows."""
-        self.sends[workitem.id] += 1
+    def _send(self, producer: Producer, workitems: list[Workitem]) -> bool:
+        """Whether the broker has taken them, as far as anybody knows."""
+        self.sends.update(workitem.id for workitem in workitems)
         try:
-            producer.send([workitem], queue="taskqueue")
+            producer.send(workitems, queue="taskqueue")
         except BrokerUnavailable:
             return False
         return True
@@ -146,22 +153,23 @@ class Arena:
         *,
         count: int,
         pace: float,
+        batch: int = 1,
         managers: int = 1,
         groups: str = "abcdefgh",
     ) -> None:
         """Over RabbitMQ or PostgreSQL, or over a SQLite file where there is no `server`.
 
-        count: workitems that are sent.  pace: seconds between two.  groups: names of groups of one process each; a
-        group that keeps dying is restarted more and more slowly.
+        count: workitems that are sent, `batch` at a time (not over AMQP), with `pace` seconds between two such times.
+        groups: names of groups of one process each.
         """
         self.server = server
         self.groups = groups
         if server is None:
             self.system: System = SQLiteSystem(installation)
-            self.sender: Sender = Sender(self.system.url, count, pace)
+            self.sender: Sender = Sender(self.system.url, count, pace, batch)
         elif isinstance(server, PostgreSQL):
             self.system = PostgreSQLSystem(installation, server)
-            self.sender = Sender(self.system.url, count, pace)
+            self.sender = Sender(self.system.url, count, pace, batch)
         else:
             self.system = System(installation, server.url(server.vhost()))
             self.sender = PlainSender(self.system.url, count, pace)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from arena import Arena
@@ -24,6 +25,8 @@ HITS = 30
 LONG_COUNT = 20_000
 LONG_SECONDS = 200.0  # and all of LONG_COUNT takes a little less
 LONG_HITS = 50
+# Sent faster than it can be done, however long a commit takes: there is always something running that can be hit.
+FAST: dict[str, Any] = {"pace": 0.1, "batch": 20, "managers": 2, "groups": "abcdef"}
 SELDOM = ["manager", "manager", "dispatcher", "dispatcher", "dispatcher", *["carrier"] * 4]
 
 
@@ -94,8 +97,7 @@ def test_on_sqlite_nothing_is_lost_or_done_again_without_reason(arena: Callable[
 def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
     arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
 ) -> None:
-    # Sent faster than it can be done: there is always something running that can be hit.
-    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, pace=0.0, managers=2, groups="abcdef")
+    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, **FAST)
 
     fire(fight, [*SELDOM, *["broker"] * 4])
 
@@ -109,7 +111,7 @@ def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
 def test_on_postgresql_nothing_is_lost_in_a_long_time(
     arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
 ) -> None:
-    fight = arena(start_postgresql(fsync=True), count=LONG_COUNT, pace=0.0, managers=2, groups="abcdef")
+    fight = arena(start_postgresql(fsync=True), count=LONG_COUNT, **FAST)
 
     fire(fight, [*SELDOM, *["broker"] * 4] * 5, seconds=LONG_SECONDS, hits=LONG_HITS)
 
