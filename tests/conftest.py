@@ -103,9 +103,9 @@ def start_postgresql() -> Iterator[Callable[..., PostgreSQL]]:
     """Start one more PostgreSQL, which may be stopped, killed and configured: arguments as of PostgreSQL."""
     servers: list[PostgreSQL] = []
 
-    def start(*, fsync: bool = False, settings: Sequence[str] = ()) -> PostgreSQL:
+    def start(*, fsync: bool = False, settings: Sequence[str] = (), namespace: str = "") -> PostgreSQL:
         try:
-            servers.append(PostgreSQL(fsync=fsync, settings=settings))
+            servers.append(PostgreSQL(fsync=fsync, settings=settings, namespace=namespace))
         except MissingService as reason:
             missing(reason)
         servers[-1].start()

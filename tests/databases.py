@@ -46,9 +46,13 @@ class PostgreSQL:
     user = "taskqueue"
     password = "sesame/ouvre:toi@"  # of what must be quoted in a URL
 
-    def __init__(self, *, fsync: bool = False, settings: Sequence[str] = ()) -> None:
-        """Prepare a server; `settings` are further lines of postgresql.conf."""
+    def __init__(self, *, fsync: bool = False, settings: Sequence[str] = (), namespace: str = "") -> None:
+        """Prepare a server; `settings` are further lines of postgresql.conf.
+
+        namespace: the network namespace that it runs in, on all of its addresses; empty: this one, on 127.0.0.1.
+        """
         self._binaries = binaries()
+        self._namespace = namespace
         (self.port,) = free_ports(1)
         self.directory = Path(tempfile.mkdtemp(prefix="postgresql-", dir="/tmp"))  # not TMPDIR: may be private
         self.log = self.directory / "server.log"
@@ -60,7 +64,7 @@ class PostgreSQL:
         self._run("initdb", "-D", self.directory / "data", "-A", "trust", "-U", OWNER, "--no-sync", "--locale=C.UTF-8")
         lines = [
             f"port = {self.port}",
-            "listen_addresses = '127.0.0.1'",
+            f"listen_addresses = '{'*' if namespace else '127.0.0.1'}'",
             f"unix_socket_directories = '{self.directory}'",
             f"fsync = {'on' if fsync else 'off'}",
             *settings,
@@ -68,7 +72,7 @@ class PostgreSQL:
         with (self.directory / "data" / "postgresql.conf").open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
         (self.directory / "data" / "pg_hba.conf").write_text(
-            "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            "local all all trust\nhost all all samenet scram-sha-256\n"
         )
 
     def _as_owner(self, *command: object) -> list[str]:
@@ -91,8 +95,9 @@ class PostgreSQL:
         """Start the server and wait until it takes connections.  Costs a fifth of a second, or what recovery takes."""
         assert self._server is None
         with self.log.open("ab") as log:
+            enter = ["nsenter", f"--net=/run/netns/{self._namespace}"] if self._namespace else []
             self._server = subprocess.Popen(
-                self._as_owner(self._binaries / "postgres", "-D", self.directory / "data"),
+                [*enter, *self._as_owner(self._binaries / "postgres", "-D", self.directory / "data")],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -162,11 +167,19 @@ class PostgreSQL:
         """The URL of a database for the superuser, over the server's own socket."""
         return f"postgresql://{OWNER}@/{database}?host={quote(str(self.directory), safe='')}&port={self.port}"
 
-    def url(self, database: str, *, user: str | None = None, password: str | None = None, options: str = "") -> str:
+    def url(
+        self,
+        database: str,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        host: str = "127.0.0.1",
+        options: str = "",
+    ) -> str:
         """The URL of a database, for `user` by default."""
         name = quote(self.user if user is None else user, safe="")
         secret = quote(self.password if password is None else password, safe="")
-        return f"postgresql://{name}:{secret}@127.0.0.1:{self.port}/{database}{options}"
+        return f"postgresql://{name}:{secret}@{host}:{self.port}/{database}{options}"
 
     def database(self, prepare: Callable[[PostgreSQL, str], object] | None = None) -> str:
         """The name of a new database; `prepare` is done with one of its kind once, and then copied."""

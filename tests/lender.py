@@ -9,6 +9,8 @@ whether the lease was lost: `settled 1 0 ... lost`.
 from __future__ import annotations
 
 import asyncio
+import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,11 +35,15 @@ async def work(url: str, queue: str, count: int) -> None:
     await broker.close()
 
 
+def lending(url: str, queue: str, count: int) -> list[str]:
+    """The command that starts such a process."""
+    return [sys.executable, str(Path(__file__)), url, queue, str(count)]
+
+
 @contextmanager
 def lender(url: str, queue: str, count: int) -> Iterator[subprocess.Popen[str]]:
     """Such a process, once it has what it wants; killed in the end."""
-    command = [sys.executable, str(Path(__file__)), url, queue, str(count)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(lending(url, queue, count), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline().startswith("lent ")
         yield process
@@ -47,4 +53,6 @@ def lender(url: str, queue: str, count: int) -> Iterator[subprocess.Popen[str]]:
 
 
 if __name__ == "__main__":
+    if sabotage := os.environ.get("TASKQUEUE_SABOTAGE"):
+        importlib.import_module(f"sabotage.{sabotage}")
     asyncio.run(work(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from taskqueue.brokers.postgresql.link import Link
 from taskqueue.brokers.postgresql.listener import Listener, stop
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.process import began, home
+from taskqueue.brokers.postgresql.process import home, is_gone
 from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
 from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
@@ -188,7 +188,7 @@ class Engine:
 
     async def _bury_the_dead(self, now: float) -> None:
         neighbours = await self._link.call("neighbours", self._link.carrier, home())
-        dead = [number for number, pid, since in neighbours if began(pid) != since]
+        dead = [number for number, pid, since in neighbours if is_gone(pid, since)]
         if dead or now >= self._adopt_at:
             self._adopt_at = now + ADOPT_EVERY
             for number, host, pid in await self._link.call("adopt", self._link.carrier, array(dead)):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from functools import cache
 from pathlib import Path
 
-__all__ = ["began", "home"]
+__all__ = ["began", "home", "is_gone"]
 
 
 @cache
@@ -26,3 +27,15 @@ def began(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return 0 if fields[0] in "ZX" else int(fields[19])
     return 0
+
+
+def is_gone(pid: int, since: int) -> bool:
+    """Whether the process of this namespace that began at `since` has ended; one that is hidden from us may live."""
+    now = began(pid)
+    if not now:
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.kill(pid, 0)
+            except PermissionError:  # /proc is mounted with hidepid, and it is another user's
+                return False
+    return now != since

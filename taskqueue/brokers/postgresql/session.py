@@ -6,6 +6,7 @@ LISTEN works through a pgbouncer in transaction mode.
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 
 import psycopg
@@ -18,6 +19,7 @@ __all__ = ["LeaseLost", "SchemaError", "Translated", "connect", "connect_async",
 _MISSING = ("3F000", "42P01", "42883")  # no such schema, table, function
 _DENIED = "42501"
 _LEASE = "TQ001"
+_PATIENCE = b"SELECT set_config(key, value, false) FROM json_each_text(%s)"
 
 
 class LeaseLost(BrokerError):
@@ -49,6 +51,7 @@ async def connect_async(place: Place) -> psycopg.AsyncConnection:
     try:
         with Translated(place):
             found = await (await connection.execute(_version(place))).fetchone()
+            await connection.execute(_PATIENCE, [json.dumps(_patience(place))])
         _check(place, found)
     except BaseException:
         await connection.close()
@@ -72,6 +75,20 @@ def connect(place: Place) -> psycopg.Connection:
 
 def _version(place: Place) -> bytes:
     return f'SELECT newest, needs FROM "{place.schema}".version()'.encode()
+
+
+def _patience(place: Place) -> dict[str, int]:
+    """Settings of the server: how long it waits for a host that is gone, which by default is a quarter of an hour.
+
+    A host may vanish while it is sent a large claim, and until that transaction ends its lease is locked: no other one
+    can take over.
+    """
+    seconds = max(1, round(place.heartrate))
+    return {
+        "tcp_user_timeout": 1000 * seconds,
+        "tcp_keepalives_idle": seconds,
+        "tcp_keepalives_interval": max(1, seconds // 4),
+    }
 
 
 def _check(place: Place, found: tuple[int, int] | None) -> None:
