@@ -116,6 +116,21 @@ def test_what_a_killed_process_had_is_lent_again_at_once_on_the_same_host(databa
     assert len(found) == 2
 
 
+def test_a_new_carrier_gives_back_what_a_dead_one_had_before_any_worker_process_is_ready(database: Database) -> None:
+    waiting = "SELECT count(*) FROM taskqueue.workitems WHERE state = 0"
+
+    async def work(broker: Broker) -> None:
+        broker.consumer(QUEUE, reserve=1)
+        await asyncio.to_thread(until, lambda: database.one(waiting) == 2)
+
+    send(database.url, b"1", b"2")
+    with lender(f"{database.url}?heartrate=3600", QUEUE, 2) as process:
+        process.kill()
+        process.wait()
+        assert database.one(waiting) == 0
+        run(database.url, work)
+
+
 def test_a_carrier_that_hangs_loses_its_lease_to_another_host_and_knows(database: Database) -> None:
     heartrate = 1.0
     url = f"{database.url}?heartrate={heartrate}"

@@ -57,7 +57,7 @@ class PostgreSQLConsumer:
         self._room = 0  # of the claim that is under way
         self._whole = False  # whether it looks at the whole queue
         self._begun = self._whole_at = self._last_whole = 0.0
-        engine.members.append(self)
+        engine.join(self)
 
     async def receive(self, *, limit: int) -> list[Delivery]:
         if not self._declared:

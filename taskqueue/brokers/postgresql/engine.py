@@ -63,6 +63,15 @@ class Engine:
         self._listener = Listener(place, self._rung, self._tell) if place.notify else None
         self._teller = Teller(self._tell) if place.notify else None
 
+    def join(self, member: Member) -> None:
+        """Work for a consumer, too.  From the first one on the dead are looked for, whether or not it receives yet."""
+        self.members.append(member)
+        self._start()
+
+    def _start(self) -> None:
+        if self._ticking is None and not self._closing.is_set():
+            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+
     # What the link asks and says.
 
     def held(self) -> dict[int, str]:
@@ -148,10 +157,8 @@ class Engine:
 
     async def call(self, function: str, *arguments: object) -> Any:
         """What a function of the schema returns; an outage is waited out."""
-        found = await self._link.call(function, *arguments)
-        if self._ticking is None and not self._closing.is_set():
-            self._ticking = asyncio.get_running_loop().create_task(self._tick())
-        return found
+        self._start()
+        return await self._link.call(function, *arguments)
 
     # What comes by itself.
 
