@@ -198,6 +198,22 @@ class PostgreSQL:
             )
         return name
 
+    def back_up(self, database: str) -> Path:
+        """A backup of a database, which may be worked with meanwhile."""
+        backup = self.directory / f"{database}.dump"
+        self._run("pg_dump", *self._here, "--format=custom", "--file", backup, database)
+        return backup
+
+    def restore(self, backup: Path) -> str:
+        """The name of a new database with what is in a backup."""
+        database = self.database()
+        self._run("pg_restore", *self._here, "--exit-on-error", "--dbname", database, backup)
+        return database
+
+    @property
+    def _here(self) -> list[str]:
+        return ["--host", str(self.directory), "--port", str(self.port), "--username", OWNER]
+
     def role(self, name: str) -> None:
         """Make a role that may log in with `password`, where it is not there."""
         with contextlib.closing(self.admin()) as connection, contextlib.suppress(psycopg.errors.DuplicateObject):

@@ -22,9 +22,10 @@ DELETE FROM taskqueue.workitems WHERE seq IN (
 class PostgreSQLSystem(System):
     """Daemons that have the rights of a carrier only, in a database of their own."""
 
-    def __init__(self, installation: Installation, server: PostgreSQL) -> None:
+    def __init__(self, installation: Installation, server: PostgreSQL, database: str = "") -> None:
+        """In `database`, or in a new one."""
         self.server = server
-        self.database = server.database(with_schema)
+        self.database = database or server.database(with_schema)
         super().__init__(installation, server.url(self.database))
 
     @contextlib.contextmanager
