@@ -16,14 +16,14 @@ from taskqueue.broker import connect
 from taskqueue.workitem import Workitem
 
 COUNT = 300
-CONFIG = "[DEFAULT]\nworkers = 0\n[record]\nworkers = 4\nseconds = 0.05\nfile = {file}\n"
+CONFIG = "[DEFAULT]\nworkers = 0\n[record]\nworkers = 4\nseconds = {seconds}\nfile = {file}\n"
 
 
-def start(system: PostgreSQLSystem) -> Daemon:
+def start(system: PostgreSQLSystem, seconds: float) -> Daemon:
     file = system.open_directory / "record"
     file.touch()
     file.chmod(0o666)
-    return system.workerpool(system.config(CONFIG.format(file=file)), ready=4)
+    return system.workerpool(system.config(CONFIG.format(file=file, seconds=seconds)), ready=4)
 
 
 def ids(system: PostgreSQLSystem, query: str) -> list[str]:
@@ -31,11 +31,11 @@ def ids(system: PostgreSQLSystem, query: str) -> list[str]:
 
 
 def send(system: PostgreSQLSystem, accepted: list[str], enough: threading.Event) -> None:
-    """Send one after the other, some of them delayed, until it is enough."""
+    """Send more than is done, some of them delayed, until it is enough."""
     producer = connect(system.url).producer()
     number = 0
-    while not enough.is_set():
-        delayed = {"due": 4e9} if number % 10 == 0 else {}  # in a later century
+    while not enough.wait(0.002):
+        delayed = {"due": 4e9} if number % 10 == 0 else {}  # long after this test
         workitem = Workitem(body=b"x", id=f"item{number}", type="record", **delayed)  # type: ignore[arg-type]
         accepted += producer.send([workitem])
         number += 1
@@ -47,7 +47,7 @@ def test_what_was_not_over_runs_again_and_what_was_does_not(
 ) -> None:
     server = start_postgresql()
     with PostgreSQLSystem(installation, server) as before:
-        pool = start(before)
+        pool = start(before, 0.05)
         accepted: list[str] = []
         enough = threading.Event()
         sending = threading.Thread(target=send, args=(before, accepted, enough))
@@ -73,7 +73,7 @@ def test_what_was_not_over_runs_again_and_what_was_does_not(
         assert set(early) <= set(over + not_over) < set(accepted)
         assert results == len(over)
 
-        pool = start(after)
+        pool = start(after, 0.0)
         producer = connect(after.url).producer()
         producer.send([Workitem(body=b"x", id="new", type="record")])
         producer.close()
