@@ -56,7 +56,7 @@ check: lint ## lint, and the tests that need no server and are quick
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest
 
-test-long: services $(STAMP) ## what takes many minutes: hostile messages by the 100,000, the source distribution
+test-long: services $(STAMP) ## what takes many minutes: hostile messages, 20,000 workitems under fire, the distribution
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest -m long
 
 test-deb: $(STAMP) ## the Debian packages in a fresh Debian 12 with RabbitMQ, as root; upgrades from PREVIOUS=DIRECTORY
@@ -86,8 +86,9 @@ deb: ## build the Debian packages into build/deb; root installs what that needs
 	rm -rf build/deb/source
 	lintian --fail-on error,warning --info build/deb/*.changes
 
-bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's beside Huey's
-	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py
+bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's and PostgreSQL's beside their peers'
+	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py; \
+		$(BIN)/python benchmarks/postgresql.py
 
 clean: ## remove what tests and builds leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -222,13 +222,16 @@ class Broker(Protocol):
 def connect(options: Options | str) -> Broker:
     """The broker for a URL.  Nothing is connected yet.
 
-    Raises BrokerError for a URL scheme that there is no backend for.
+    Raises BrokerError for a URL scheme that there is no backend, or no driver, for.
     """
     options = Options(url=options) if isinstance(options, str) else options
     scheme = options.url.partition(":")[0]
-    backends = {"amqp": "amqp", "amqps": "amqp", "memory": "memory", "sqlite": "sqlite"}
+    backends = {name: name for name in ("amqp", "memory", "postgresql", "sqlite")} | {"amqps": "amqp"}
     if scheme not in backends:
         raise BrokerError(f"no broker for URLs that begin with '{scheme}:'; there are {', '.join(sorted(backends))}")
-    backend = importlib.import_module(f"taskqueue.brokers.{backends[scheme]}")
+    try:
+        backend = importlib.import_module(f"taskqueue.brokers.{backends[scheme]}")
+    except ImportError as error:
+        raise BrokerError(f"'{scheme}:' needs a driver: {error}; docs/{backends[scheme]}.md says which") from None
     broker: Broker = backend.open_broker(options)
     return broker

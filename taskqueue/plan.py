@@ -11,7 +11,7 @@ from taskqueue.retry import backoff
 
 __all__ = ["Action", "Child", "Deaths", "Start", "Stop", "died", "is_failing", "plan", "process_of", "want"]
 
-QUICK = 10.0  # seconds; a process that dies sooner after its start did not really run
+QUICK = 10.0  # seconds; a process that dies sooner after its start, and brought nothing to its end, did not really run
 FIRST_DELAY = 0.1  # seconds, before the second replacement in a row; the first comes at once
 LONGEST_DELAY = 60.0  # seconds
 FAILING = 3  # quick deaths in a row
@@ -56,7 +56,7 @@ Action = Start | Stop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deaths:
-    """How the processes of a group keep dying soon after their start.
+    """How the processes of a group keep dying soon after their start, without having done anything.
 
     count: the rounds of replacements in a row that did.  Processes that were there together and die together, such
     as all eight of a group whose plugin does not import, are one round.
@@ -81,13 +81,14 @@ class Deaths:
         return self.restart + QUICK if self.count else self.last
 
 
-def died(deaths: Deaths | None, *, started: float, now: float, jitter: float) -> Deaths:
+def died(deaths: Deaths | None, *, started: float, now: float, jitter: float, worked: bool = False) -> Deaths:
     """What is known of a group after one of its processes, started at `started`, died at `now` unasked.
 
     deaths: what was known before; None: nothing.
     jitter: a random number from 0 to 1.
+    worked: it brought a workitem to its end; so its replacement will do some work, too, and need not wait.
     """
-    if now - started >= QUICK:
+    if worked or now - started >= QUICK:
         return Deaths(count=0, last=now)
     if deaths is None or deaths.count == 0 or started >= deaths.over:
         return Deaths(count=1, last=now, jitter=jitter)

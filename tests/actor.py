@@ -21,10 +21,11 @@ ITEM = Workitem(body=b"x", id="id", type="t")
 
 
 class Told:
-    """The owner of a worker process: notes what it is told."""
+    """The owner of a worker process: notes what it is told; `worked_after` how many events it is told of work."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
+        self.worked_after: list[int] = []
 
     def ready(self, process: WorkerProcess) -> None:
         self.events.append(("ready",))
@@ -34,6 +35,9 @@ class Told:
 
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self.events.append(("ended", ended.delivery.tag, ended.outcome))
+
+    def worked(self, process: WorkerProcess) -> None:
+        self.worked_after.append(len(self.events))
 
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self.events.append(("unstarted", *(delivery.tag for delivery in deliveries)))

@@ -19,12 +19,15 @@ from typing import Any
 
 import pika
 import pika.exceptions
+from databases import PostgreSQL
 from installations import Installation
 from servers import RabbitMQ
 from system import Daemon, Message, SQLiteSystem, System, alive, until
+from system_postgresql import PostgreSQLSystem
 from tracing import Received, read
 
-from taskqueue.broker import connect
+from taskqueue.broker import Producer, connect
+from taskqueue.errors import BrokerUnavailable
 from taskqueue.workitem import Workitem
 
 IN_FLIGHT = 0.5
@@ -53,22 +56,37 @@ class Kill:
 
 @dataclass
 class Sender:
-    """A producer that sends `count` workitems, through the project's own client, and counts how often it had to."""
+    """A producer that sends `count` workitems, through the project's own client, and counts how often it had to.
+
+    batch: how many it sends at a time; `pace` seconds later it sends the next ones.
+    """
 
     url: str
     count: int
     pace: float
+    batch: int = 1
     sends: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         producer = connect(self.url).producer()
-        for number in range(self.count):
-            id = f"item{number}"
-            self.sends[id] += 1
-            body = f"record {number}".encode()
-            producer.send([Workitem(body=body, id=id, content_type="text/plain")], queue="taskqueue")
+        for start in range(0, self.count, self.batch):
+            workitems = [
+                Workitem(body=f"record {number}".encode(), id=f"item{number}", content_type="text/plain")
+                for number in range(start, min(start + self.batch, self.count))
+            ]
+            while not self._send(producer, workitems):
+                time.sleep(0.1)
             time.sleep(self.pace)
         producer.close()
+
+    def _send(self, producer: Producer, workitems: list[Workitem]) -> bool:
+        """Whether the broker has taken them, as far as anybody knows."""
+        self.sends.update(workitem.id for workitem in workitems)
+        try:
+            producer.send(workitems, queue="taskqueue")
+        except BrokerUnavailable:
+            return False
+        return True
 
 
 class PlainSender(Sender):
@@ -83,13 +101,13 @@ class PlainSender(Sender):
                     channel = connection.channel()
                     channel.confirm_delivery()
                     while number < self.count:
-                        number += self._send(channel, number)
+                        number += self._publish(channel, number)
                 finally:
                     with contextlib.suppress(pika.exceptions.AMQPError, OSError):
                         connection.close()
             time.sleep(0.1)
 
-    def _send(self, channel: Any, number: int) -> bool:
+    def _publish(self, channel: Any, number: int) -> bool:
         """Whether the broker has taken it."""
         id = f"item{number}"
         properties = pika.BasicProperties(content_type="text/plain", message_id=id, delivery_mode=2)
@@ -131,23 +149,27 @@ class Arena:
     def __init__(
         self,
         installation: Installation,
-        server: RabbitMQ | None,
+        server: RabbitMQ | PostgreSQL | None,
         *,
         count: int,
         pace: float,
+        batch: int = 1,
         managers: int = 1,
         groups: str = "abcdefgh",
     ) -> None:
-        """Over RabbitMQ, or over a SQLite file where there is no `server`.
+        """Over RabbitMQ or PostgreSQL, or over a SQLite file where there is no `server`.
 
-        count: workitems that are sent.  pace: seconds between two.  groups: names of groups of one process each; a
-        group that keeps dying is restarted more and more slowly.
+        count: workitems that are sent, `batch` at a time (not over AMQP), with `pace` seconds between two such times.
+        groups: names of groups of one process each.
         """
         self.server = server
         self.groups = groups
         if server is None:
             self.system: System = SQLiteSystem(installation)
-            self.sender: Sender = Sender(self.system.url, count, pace)
+            self.sender: Sender = Sender(self.system.url, count, pace, batch)
+        elif isinstance(server, PostgreSQL):
+            self.system = PostgreSQLSystem(installation, server)
+            self.sender = Sender(self.system.url, count, pace, batch)
         else:
             self.system = System(installation, server.url(server.vhost()))
             self.sender = PlainSender(self.system.url, count, pace)
@@ -170,18 +192,20 @@ class Arena:
             pool.wait_ready(len(self.groups))
         self.system.wait_queue("taskqueue")
 
-    def kill(self, victim: Daemon | int | RabbitMQ) -> None:
+    def kill(self, victim: Daemon | int | RabbitMQ | PostgreSQL) -> None:
         pids: frozenset[int] = frozenset()
-        before = time.monotonic()
         if isinstance(victim, Daemon):
             pids = frozenset((victim.pid, *victim.carriers, *victim.workers))
+            before = time.monotonic()
             victim.kill()
-        elif isinstance(victim, RabbitMQ):
+        elif isinstance(victim, RabbitMQ | PostgreSQL):
             self.system.disconnect()
+            before = time.monotonic()
             victim.kill()
         else:
             below = [pid for pool in self.pools if victim in pool.carriers for pid in pool.workers]
             pids = frozenset((victim, *below))
+            before = time.monotonic()
             os.kill(victim, signal.SIGKILL)
             until(lambda: not alive(victim))
         self.kills.append(Kill(pids, before, time.monotonic()))
@@ -207,14 +231,9 @@ class Arena:
                 self.server.start()
 
     def hits(self) -> int:
-        """How many kills of one process hit a running handler."""
-        runs = defaultdict(list)
-        for one in handled(self.handlers):
-            runs[one.pid].append(one)
-        return sum(
-            any(one.at <= kill.before and one.ended == float("inf") for pid in kill.pids for one in runs[pid])
-            for kill in self.kills
-        )
+        """How many kills hit a running handler: one whose process has begun a workitem and never came to its end."""
+        hit = {one.pid for one in handled(self.handlers) if one.ended == float("inf")}
+        return sum(not hit.isdisjoint(kill.pids) for kill in self.kills)
 
     def finish(self) -> None:
         """Wait until every workitem has its result, or is dead; then stop all in good order."""

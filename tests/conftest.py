@@ -10,12 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from databases import PgBouncer, PostgreSQL
 from installations import TOP, Installation
 from packages import build
 from servers import MissingService, RabbitMQ, missing
 from system import System
 
-SERVICES = {"amqp_url", "example_package", "packages", "rabbitmq", "spare", "start_rabbitmq"}
+SERVICES = {
+    "amqp_url",
+    "example_package",
+    "packages",
+    "pgbouncer",
+    "postgresql",
+    "rabbitmq",
+    "spare",
+    "start_postgresql",
+    "start_rabbitmq",
+}
 URLS = os.environ.get("TASKQUEUE_TEST_URLS", "").split()
 SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
 
@@ -74,6 +85,53 @@ def amqp_url(request: pytest.FixtureRequest) -> str:
         return URLS.pop()
     rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
     return rabbitmq.url(rabbitmq.vhost())
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """The PostgreSQL that all tests share, each in a database of its own.  Leave it running."""
+    try:
+        server = PostgreSQL()
+    except MissingService as reason:
+        missing(reason)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def start_postgresql() -> Iterator[Callable[..., PostgreSQL]]:
+    """Start one more PostgreSQL, which may be stopped, killed and configured: arguments as of PostgreSQL."""
+    servers: list[PostgreSQL] = []
+
+    def start(*, fsync: bool = False, settings: Sequence[str] = (), namespace: str = "") -> PostgreSQL:
+        try:
+            servers.append(PostgreSQL(fsync=fsync, settings=settings, namespace=namespace))
+        except MissingService as reason:
+            missing(reason)
+        servers[-1].start()
+        return servers[-1]
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.close()
+
+
+@pytest.fixture
+def pgbouncer(postgresql: PostgreSQL) -> Iterator[PgBouncer]:
+    """A pgbouncer in transaction mode before the PostgreSQL that all tests share."""
+    try:
+        bouncer = PgBouncer(postgresql)
+    except MissingService as reason:
+        missing(reason)
+    try:
+        yield bouncer
+    finally:
+        bouncer.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 TOP = Path(__file__).resolve().parent.parent
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 OLDEST_PYTHON = (3, 11)
+EXTRAS = ("", "postgresql")
 BUILD = """\
 import sys
 from setuptools import build_meta
@@ -92,11 +93,11 @@ def usable_python() -> Path:
 
 
 def run_time_dependencies(project: str) -> Iterator[metadata.Distribution]:
-    """Yield what `project` needs at run time, extras and what is for Windows left out, with what that needs in turn."""
+    """Yield what `project` and its EXTRAS need at run time, but not on Windows, with what that needs in turn."""
     waiting, seen = [project], {project}
     while waiting:
         for requirement in map(Requirement, metadata.distribution(waiting.pop()).requires or ()):
-            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            needed = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in EXTRAS)
             if needed and requirement.name not in seen:
                 seen.add(requirement.name)
                 waiting.append(requirement.name)

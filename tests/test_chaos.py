@@ -7,18 +7,26 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from arena import Arena
+from databases import PostgreSQL
 from installations import Installation
 from servers import RabbitMQ
 from system import until
+from system_postgresql import PostgreSQLSystem
 from tracing import tracing
 
 COUNT = 3000
 SECONDS = 30.0
-LONGEST = 120.0  # seconds of killing, where a slow machine needs more of them for HITS
+LONGEST = 4  # times as long is killed where a slow machine needs that for enough hits
 HITS = 30
+LONG_COUNT = 20_000
+LONG_SECONDS = 200.0  # and all of LONG_COUNT takes a little less
+LONG_HITS = 50
+# Sent faster than it can be done, however long a commit takes: there is always something running that can be hit.
+FAST: dict[str, Any] = {"pace": 0.1, "batch": 20, "managers": 2, "groups": "abcdef"}
 SELDOM = ["manager", "manager", "dispatcher", "dispatcher", "dispatcher", *["carrier"] * 4]
 
 
@@ -26,7 +34,7 @@ SELDOM = ["manager", "manager", "dispatcher", "dispatcher", "dispatcher", *["car
 def arena(installation: Installation) -> Iterator[Callable[..., Arena]]:
     """Make an arena; arguments as those of Arena."""
 
-    def make(server: RabbitMQ | None, **arguments: int | float | str) -> Arena:
+    def make(server: RabbitMQ | PostgreSQL | None, **arguments: int | float | str) -> Arena:
         made = Arena(installation, server, **arguments)  # type: ignore[arg-type]
         stack.enter_context(tracing(installation, made.loops))
         stack.enter_context(made.system)
@@ -37,8 +45,8 @@ def arena(installation: Installation) -> Iterator[Callable[..., Arena]]:
         yield make
 
 
-def fire(fight: Arena, seldom: list[str]) -> dict[str, int]:
-    """Send, kill for SECONDS and until enough has been hit, and account for everything."""
+def fire(fight: Arena, seldom: list[str], *, seconds: float = SECONDS, hits: int = HITS) -> dict[str, int]:
+    """Send, kill for `seconds` and until enough has been hit, and account for everything."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -47,9 +55,9 @@ def fire(fight: Arena, seldom: list[str]) -> dict[str, int]:
     until(lambda: fight.handlers.stat().st_size, "the first workitem")
     time.sleep(1.5)  # queues that a single node of RabbitMQ has just made are not in its books yet
 
-    due = sorted((chance.uniform(0, SECONDS), what) for what in seldom)
+    due = sorted((chance.uniform(0, seconds), what) for what in seldom)
     start = time.monotonic()
-    while (now := time.monotonic() - start) < SECONDS or ((due or fight.hits() < HITS) and now < LONGEST):
+    while (now := time.monotonic() - start) < seconds or ((due or fight.hits() < hits) and now < LONGEST * seconds):
         time.sleep(chance.uniform(0.05, 0.4))
         if due and due[0][0] <= now:
             fight.kill_one(due.pop(0)[1], chance)
@@ -61,7 +69,7 @@ def fire(fight: Arena, seldom: list[str]) -> dict[str, int]:
     figures = fight.account()
     print(f"{figures} in {now:.0f} s")
     assert not due
-    assert figures["hits"] >= HITS
+    assert figures["hits"] >= hits
     return figures
 
 
@@ -85,11 +93,45 @@ def test_on_sqlite_nothing_is_lost_or_done_again_without_reason(arena: Callable[
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("place", ["rabbitmq", "sqlite"])
-def test_without_kills_every_workitem_is_received_and_done_exactly_once(
-    arena: Callable[..., Arena], start_rabbitmq: Callable[..., RabbitMQ], place: str
+@pytest.mark.timeout(420)
+def test_on_postgresql_nothing_is_lost_or_done_again_without_reason(
+    arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
 ) -> None:
-    peace = arena(start_rabbitmq() if place == "rabbitmq" else None, count=500, pace=0.0)
+    fight = arena(start_postgresql(fsync=True), count=2 * COUNT, **FAST)
+
+    fire(fight, [*SELDOM, *["broker"] * 4])
+
+    # Result and history are stored in the transaction that ends the delivery: there is one of each.
+    assert history(fight) == {"succeeded": len(fight.results)}
+
+
+@pytest.mark.chaos
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_on_postgresql_nothing_is_lost_in_a_long_time(
+    arena: Callable[..., Arena], start_postgresql: Callable[..., PostgreSQL]
+) -> None:
+    fight = arena(start_postgresql(fsync=True), count=LONG_COUNT, **FAST)
+
+    fire(fight, [*SELDOM, *["broker"] * 4] * 5, seconds=LONG_SECONDS, hits=LONG_HITS)
+
+    assert history(fight) == {"succeeded": len(fight.results)}
+
+
+def history(fight: Arena) -> dict[object, object]:
+    """How many workitems ended how."""
+    system = fight.system
+    assert isinstance(system, PostgreSQLSystem)
+    return dict(system.rows("SELECT state, count(*) FROM taskqueue.history GROUP BY state"))  # type: ignore[arg-type]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("place", ["rabbitmq", "postgresql", "sqlite"])
+def test_without_kills_every_workitem_is_received_and_done_exactly_once(
+    arena: Callable[..., Arena], request: pytest.FixtureRequest, place: str
+) -> None:
+    server = None if place == "sqlite" else request.getfixturevalue(f"start_{place}")()
+    peace = arena(server, count=500, pace=0.0)
 
     peace.sender.run()
     peace.finish()

@@ -65,6 +65,9 @@ class Crew:
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self.lane.ended(process, ended, seconds)
 
+    def worked(self, process: WorkerProcess) -> None:
+        pass
+
     def stopping(self, process: WorkerProcess) -> None:
         pass
 

@@ -114,6 +114,11 @@ class TestDeaths:
         assert deaths.restart == NOW + 10
         assert deaths.count == 0
 
+    def test_a_process_that_brought_a_workitem_to_its_end_ends_the_row_however_short_it_lived(self) -> None:
+        deaths = died(Deaths(count=7, last=NOW), started=NOW, now=NOW + 0.1, jitter=1.0, worked=True)
+
+        assert (deaths.count, deaths.restart) == (0, NOW + 0.1)
+
     def test_processes_that_die_together_are_one_round(self) -> None:
         deaths = None
         for n in range(8):

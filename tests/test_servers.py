@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Callable
 
 import pika
+import psycopg
 import pytest
+from databases import PgBouncer, PostgreSQL
 from installations import Installation, plugin_projects
 from servers import RabbitMQ
 
@@ -59,6 +61,50 @@ def test_an_installation_is_not_the_source_tree(installation: Installation) -> N
 
     assert where.startswith(str(installation.site_packages))
     assert installation.bin("taskqueue-workerpool").exists()
+
+
+def test_two_tests_get_databases_of_their_own(postgresql: PostgreSQL) -> None:
+    first, second = (postgresql.admin(postgresql.database()) for _ in range(2))
+
+    first.execute("CREATE TABLE only_here ()")
+
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        second.execute("SELECT FROM only_here")
+    first.close()
+    second.close()
+
+
+def test_a_killed_postgresql_comes_back_with_its_data(start_postgresql: Callable[..., PostgreSQL]) -> None:
+    server = start_postgresql(fsync=True, settings=["work_mem = '5MB'"])
+    server.role(server.user)
+    with server.admin() as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 'kept' AS word")
+    killed = server.pid
+
+    server.kill()
+    server.start()
+
+    assert server.pid != killed
+    with server.admin() as connection:
+        assert connection.execute("SELECT word, current_setting('work_mem') FROM kept").fetchone() == ("kept", "5MB")
+    psycopg.connect(server.url("postgres")).close()
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(server.url("postgres", password="wrong"))
+
+
+def test_pgbouncer_gives_a_server_connection_for_a_transaction_only(
+    postgresql: PostgreSQL, pgbouncer: PgBouncer
+) -> None:
+    postgresql.role(postgresql.user)
+    with psycopg.connect(pgbouncer.url(postgresql.database()), autocommit=True) as connection:
+        connection.execute("LISTEN gone")
+        connection.execute("NOTIFY gone")
+    # Three clients, each in no transaction, share two connections of the server.
+    clients = [psycopg.connect(pgbouncer.url("postgres"), autocommit=True, prepare_threshold=None) for _ in range(3)]
+    pids = {client.execute("SELECT pg_backend_pid()").fetchone() for client in clients}
+    for client in clients:
+        client.close()
+    assert len(pids) < 3
 
 
 def publish_confirmed(url: str, body: bytes) -> None:

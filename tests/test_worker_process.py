@@ -41,6 +41,27 @@ class TestWorkerProcess:
 
         scene(play)
 
+    def test_it_has_worked_once_it_has_brought_one_to_its_end(self) -> None:
+        def play(actor: Actor) -> None:
+            actor.give("a", "b", "c")
+            actor.mark(1)
+            assert actor.owner.worked_after == []
+            actor.end(1)
+            actor.socket.sendall(pack(Kind.ENDED, [2, 0.1, None, 0, "done", None, []]))
+            actor.buried()
+            assert actor.owner.worked_after == [1]
+
+        scene(play)
+
+    def test_one_that_dies_of_its_first_workitem_has_not_worked(self) -> None:
+        def play(actor: Actor) -> None:
+            actor.give("a", "b")
+            actor.mark(1)
+            assert actor.buried() == ({"a": None}, ["b"])
+            assert actor.owner.worked_after == []
+
+        scene(play)
+
     def test_an_answer_that_is_none_leaves_its_workitem_running(self) -> None:
         def play(actor: Actor) -> None:
             actor.give("a", "b")
@@ -112,6 +133,7 @@ class TestWorkerProcess:
             assert actor.owner.events[-1] == OVER
             assert not actor.process.usable
             assert actor.buried() == ({"a": TimedOut(0.05)}, ["b"])
+            assert actor.owner.worked_after == [0]  # it was killed in the middle of its work, not for want of any
 
         scene(play, Group(name="g", type="t", time_limit=0.05))
 

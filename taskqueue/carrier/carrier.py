@@ -209,6 +209,10 @@ class Carrier:
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self._lanes[process.group.type].ended(process, ended, seconds)
 
+    def worked(self, process: WorkerProcess) -> None:
+        # With the name: the manager may know of its death before this arrives.
+        self._manager.send(Kind.WORKED, {"pid": process.pid, "group": process.group.name})
+
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         self._lanes[process.group.type].unstarted(process, deliveries)
 

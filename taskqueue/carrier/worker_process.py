@@ -42,6 +42,9 @@ class Owner(Protocol):
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         """It is through with a workitem, which ran for `seconds`."""
 
+    def worked(self, process: WorkerProcess) -> None:
+        """It has brought a workitem to its end, or to its time limit, for the first time."""
+
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These were handed over and will not be started there."""
 
@@ -88,6 +91,7 @@ class WorkerProcess:
         self._clock = clock
         self._numbers = 0
         self._ended = 0
+        self._worked = False
         self._handed: dict[int, Delivery] = {}
         self._since: dict[int, float] = {}  # of those that have a slot; the oldest first
         self._unhurried = 0  # the first one for an idle process may be started at any time
@@ -213,6 +217,7 @@ class WorkerProcess:
         over = [number for number, since in self._since.items() if now >= since + limit] if limit else []
         if over:
             self.condemn(dict.fromkeys(over, TimedOut(limit)))
+            self._note_work()
             self._owner.over_limit(self, f"time limit of {limit:g} s")
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
@@ -221,6 +226,11 @@ class WorkerProcess:
                 why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
                 self.condemn(dict.fromkeys(self.started(), Crashed(why)))
                 self._owner.over_limit(self, why)
+
+    def _note_work(self) -> None:
+        if not self._worked:
+            self._worked = True
+            self._owner.worked(self)
 
     def condemn(self, verdicts: Mapping[int, Verdict]) -> None:
         """It is going to be killed: what becomes of which workitems if they still run then.
@@ -311,6 +321,7 @@ class WorkerProcess:
                 run = self._account.ran(seconds, None if cpu is None else _seconds(cpu), int(memory))
                 ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
                 self._owner.ended(self, ended, seconds)
+                self._note_work()
             case Kind.UNSTARTED:
                 # What was taken back already is not here any more.
                 late = [self._take(number) for number in meta if number in self._handed]

@@ -6,7 +6,7 @@ is no frame raises ValueError, and its sender is killed.
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
-    carrier -> manager          UP, DOWN, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
+    carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Kind(enum.IntEnum):
     PONG = 21
     BROKER = 22
     PROGRESS = 23
+    WORKED = 24
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

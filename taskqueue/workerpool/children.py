@@ -42,6 +42,7 @@ class Process:
     stopping: bool = False
     recycling: bool = False
     up: bool = False
+    worked: bool = False
 
 
 class Children:
@@ -199,7 +200,8 @@ class Children:
         key = process_of(process.group)
         if not stopping and not process.stopping and not process.recycling:
             before = self.deaths.get(key)
-            after = died(before, started=process.started, now=now, jitter=random.random())
+            worked = process.worked
+            after = died(before, started=process.started, now=now, jitter=random.random(), worked=worked)
             self.deaths[key] = after
             if is_failing(after, now=now) and not is_failing(before, now=now):
                 log.error("group %s is failing: its worker processes don't stay up", process.group.name)
@@ -257,6 +259,12 @@ class Children:
                 name = meta["group"]
                 self._complain(name, f"plugin of group {name} does not load: {meta['error']}\n{meta['traceback']}")
                 self._changed()
+            case Kind.WORKED:
+                process = self.processes.get(meta["pid"])
+                if process is not None:
+                    process.worked = True
+                else:  # it is dead already, and was taken for one that did nothing
+                    self._forget_deaths(meta["group"])
             case Kind.RECYCLE:
                 process = self.processes.get(meta["pid"])
                 if process is not None:
@@ -272,6 +280,11 @@ class Children:
                 logging.getLogger(str(meta[0])).log(int(meta[1]), "%s", meta[2])
             case _:
                 raise ValueError(f"a carrier does not say {kind.name}")
+
+    def _forget_deaths(self, name: str) -> None:
+        """A process of the group `name` did some work: its next one need not wait."""
+        self.deaths = {group: deaths for group, deaths in self.deaths.items() if group.name != name}
+        self._changed()
 
     def _complain(self, about: str, what: str) -> None:
         """Say it once, until it changes."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, NamedTuple
 
+from taskqueue.properties import from_text, to_text
 from taskqueue.workitem import Workitem
 
 __all__ = [
@@ -111,23 +106,6 @@ _NO_LIFE = Life(None, "", "")
 
 def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[Any, ...]:
     """The values of COLUMNS for `workitem` in `queue`."""
-    properties: dict[str, Any] = {}
-    if workitem.correlation_id:
-        properties["correlation_id"] = workitem.correlation_id
-    if workitem.reply_to:
-        properties["reply_to"] = workitem.reply_to
-    if workitem.content_encoding:
-        properties["content_encoding"] = workitem.content_encoding
-    if workitem.headers:
-        properties["headers"] = workitem.headers
-    if workitem.others:
-        properties["others"] = workitem.others
-    if workitem.timestamp is not None:
-        properties["timestamp"] = workitem.timestamp
-    if workitem.priority is not None:
-        properties["priority"] = workitem.priority
-    if workitem.expiration is not None:
-        properties["expiration"] = workitem.expiration
     scheduled = workitem.due is not None and workitem.due > now
     return (
         queue,
@@ -142,7 +120,7 @@ def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tup
         workitem.attempt,
         workitem.crashes,
         workitem.failures,
-        _encoder.encode(properties) if properties else "",
+        to_text(workitem),
         workitem.body,
         *(life or _NO_LIFE),
     )
@@ -151,7 +129,6 @@ def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tup
 def from_row(row: tuple[Any, ...]) -> Workitem:
     """The workitem of a row: id, type, reference, content_type, attempt, crashes, failures, properties, body."""
     id, type, reference, content_type, attempt, crashes, failures, properties, body = row
-    more: dict[str, Any] = _decoder.decode(properties) if properties else {}
     return Workitem(
         id=id,
         type=type,
@@ -161,43 +138,5 @@ def from_row(row: tuple[Any, ...]) -> Workitem:
         crashes=crashes,
         failures=failures,
         body=body,
-        **more,
+        **from_text(properties),
     )
-
-
-# JSON knows neither bytes nor times: they are objects with one member, whose name nobody uses by chance.
-_BYTES, _TIME, _DECIMAL = "taskqueue:bytes", "taskqueue:time", "taskqueue:decimal"
-
-
-def _encode(value: object) -> object:
-    match value:
-        case bytes():
-            return {_BYTES: base64.b64encode(value).decode()}
-        case datetime():
-            return {_TIME: value.timestamp()}
-        case Decimal():
-            return {_DECIMAL: str(value)}
-        case Mapping():
-            return dict(value)
-        case _:
-            return str(value)
-
-
-def _decode(members: dict[str, Any]) -> object:
-    match members:
-        case {"taskqueue:bytes": str(text)}:
-            try:
-                return base64.b64decode(text, validate=True)
-            except binascii.Error:
-                return members
-        case {"taskqueue:time": float() | int() as seconds}:
-            return datetime.fromtimestamp(seconds, UTC)
-        case {"taskqueue:decimal": str(text)}:
-            return Decimal(text)
-        case _:
-            return members
-
-
-# Made once: it costs as much as what they do.
-_encoder = json.JSONEncoder(default=_encode, separators=(",", ":"))
-_decoder = json.JSONDecoder(object_hook=_decode)

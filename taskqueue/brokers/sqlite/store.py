@@ -12,8 +12,9 @@ from pathlib import Path
 
 from taskqueue.brokers.sqlite import history, queues
 from taskqueue.brokers.sqlite.bell import Bell
-from taskqueue.brokers.sqlite.database import Database, places
+from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State

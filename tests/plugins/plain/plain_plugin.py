@@ -14,6 +14,13 @@ class Echo(BaseWorker):
         return body
 
 
+class Nothing(BaseWorker):
+    """Does nothing."""
+
+    def handle_task(self, body):
+        pass
+
+
 class Sleep(BaseWorker):
     """Sleeps as many seconds as its body says, and returns it."""
 

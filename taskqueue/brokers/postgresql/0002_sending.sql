@@ -1,0 +1,202 @@
+-- How workitems come in.  Each function runs with its owner's rights, on its own schema only.
+
+-- Stores workitems, their bodies cut out of `bodies`.  Whoever calls it says who is told.
+-- lanes: the queues and priorities that occur.  delay, lifetime: seconds from now on.  optional: only where the queue
+-- exists.
+CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    INSERT INTO queues (name, priority)
+        SELECT l.queue, l.priority
+        FROM json_to_recordset(lanes) AS l (queue text, priority smallint, optional boolean)
+        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = l.queue AND q.priority = l.priority)
+            AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue));
+    INSERT INTO workitems (
+        sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type,
+        properties, body
+    )
+        SELECT
+            coalesce(to_timestamp(i.sent), now()),
+            now() + make_interval(secs => i.delay),
+            now() + make_interval(secs => coalesce(i.delay, 0) + i.lifetime),
+            coalesce(i.attempt, 1), coalesce(i.crashes, 0), coalesce(i.failures, 0),
+            CASE WHEN i.delay IS NULL THEN 0 ELSE 1 END,
+            coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), coalesce(i.reference, ''), coalesce(i.content_type, ''),
+            coalesce(i.properties, ''), substr(bodies, i.at + 1, i.size)
+        FROM ROWS FROM (json_to_recordset(items) AS (
+            sent double precision, delay double precision, lifetime double precision, attempt integer,
+            crashes integer, failures integer, priority smallint, queue text, id text, type text, reference text,
+            content_type text, properties text, optional boolean, at integer, size integer
+        )) WITH ORDINALITY AS i (
+            sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, reference, content_type,
+            properties, optional, at, size, place
+        )
+        WHERE i.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = i.queue)
+        ORDER BY i.place;
+END
+$$;
+
+-- What programs of this project send by.  told: the queues whose carriers are woken up.
+CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, told text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    PERFORM store(items, bodies, lanes);
+    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+END
+$$;
+
+-- The same for one workitem, which is all of `body`: in a third of the time.
+CREATE FUNCTION @schema@.put_one(item json, body bytea, tell boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    place constant text := item->>'queue';
+    lane constant smallint := coalesce((item->>'priority')::smallint, 0);
+    delay constant double precision := (item->>'delay')::double precision;
+BEGIN
+    IF NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = lane) THEN
+        INSERT INTO queues VALUES (place, lane);
+    END IF;
+    INSERT INTO workitems (
+        due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type, properties,
+        body
+    )
+        VALUES (
+            now() + make_interval(secs => delay),
+            now() + make_interval(secs => coalesce(delay, 0) + (item->>'lifetime')::double precision),
+            coalesce((item->>'attempt')::integer, 1), coalesce((item->>'crashes')::integer, 0),
+            coalesce((item->>'failures')::integer, 0), CASE WHEN delay IS NULL THEN 0 ELSE 1 END,
+            lane, place, item->>'id', item->>'type', item->>'reference', item->>'content_type',
+            coalesce(item->>'properties', ''), body
+        );
+    IF tell THEN
+        PERFORM pg_notify('@name@', place);
+    END IF;
+END
+$$;
+
+-- What everybody else sends by:  SELECT taskqueue.send('invoice', '{"id": 7}', reference => 'order:4711')
+CREATE FUNCTION @schema@.send(
+    type text,
+    body jsonb,
+    reference text DEFAULT '',
+    id text DEFAULT NULL,
+    priority integer DEFAULT NULL,
+    delay interval DEFAULT NULL,
+    due timestamptz DEFAULT NULL,
+    expiration interval DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    correlation_id text DEFAULT NULL,
+    reply_to text DEFAULT NULL,
+    notify boolean DEFAULT true
+) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    named text := coalesce(nullif(send.id, ''), replace(gen_random_uuid()::text, '-', ''));
+    at timestamptz := coalesce(send.due, now() + send.delay);
+    place text := 'worker_' || send.type;
+    known jsonb := jsonb_strip_nulls(jsonb_build_object(
+        'headers', send.headers,
+        'correlation_id', nullif(send.correlation_id, ''),
+        'reply_to', nullif(send.reply_to, ''),
+        'priority', send.priority,
+        'expiration', extract(epoch FROM send.expiration),
+        'timestamp', floor(extract(epoch FROM now()))::bigint
+    ));
+BEGIN
+    IF send.type IS NULL OR send.type !~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$' THEN
+        RAISE EXCEPTION 'taskqueue.send: type %: expected up to 128 letters, digits, ".", "_" and "-", not beginning '
+            'with one of the latter three', quote_nullable(send.type) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF send.body IS NULL THEN
+        RAISE EXCEPTION 'taskqueue.send: body: expected JSON; its null is ''null''' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF send.priority NOT BETWEEN 0 AND 255 THEN
+        RAISE EXCEPTION 'taskqueue.send: priority %: expected 0 to 255', send.priority
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF send.delay IS NOT NULL AND send.due IS NOT NULL THEN
+        RAISE EXCEPTION 'taskqueue.send: expected either delay or due' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF jsonb_typeof(send.headers) <> 'object' THEN
+        RAISE EXCEPTION 'taskqueue.send: headers: expected a JSON object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO queues
+        SELECT place, coalesce(send.priority, 0)
+        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = coalesce(send.priority, 0));
+    INSERT INTO workitems (due, expires, state, priority, queue, id, type, reference, content_type, properties, body)
+        VALUES (
+            CASE WHEN at > now() THEN at END, greatest(at, now()) + send.expiration, CASE WHEN at > now() THEN 1 ELSE 0 END,
+            coalesce(send.priority, 0), place, named, send.type, coalesce(send.reference, ''), 'application/json',
+            known::text, convert_to(send.body::text, 'UTF8')
+        );
+    IF send.notify THEN
+        PERFORM pg_notify('@name@', place);
+    END IF;
+    RETURN named;
+END
+$$;
+
+CREATE FUNCTION @schema@.declare(queue text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM queues WHERE name = queue) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO queues VALUES (queue, 0);
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION @schema@.has(queue text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM queues WHERE name = queue)
+$$;
+
+-- Replies: a queue for each client that waits for some, for as long as it does; nothing else can be read by producers.
+
+CREATE FUNCTION @schema@.is_reply(queue text) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+    SELECT starts_with(queue, 'taskqueue.reply.')
+$$;
+
+CREATE FUNCTION @schema@.await_replies(queue text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    INSERT INTO queues SELECT queue, 0 WHERE is_reply(queue) AND NOT EXISTS (SELECT FROM queues WHERE name = queue)
+$$;
+
+CREATE FUNCTION @schema@.take_replies(queue text, most integer, OUT items json, OUT bodies bytea)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    WITH taken AS (
+        DELETE FROM workitems w WHERE w.ctid = ANY (ARRAY(
+            SELECT r.ctid FROM workitems r
+            WHERE r.state = 0 AND r.queue = take_replies.queue AND is_reply(r.queue)
+            ORDER BY r.priority DESC, r.seq LIMIT most FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING w.*
+    )
+    SELECT
+        json_agg(json_build_array(
+            t.seq, '', t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
+            t.attempt, t.crashes, t.failures, t.properties
+        )),
+        string_agg(t.body, '')
+        INTO items, bodies
+        FROM (SELECT * FROM taken ORDER BY seq) t;
+    IF items IS NULL THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @schema@.forget_replies(queue text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    DELETE FROM workitems w WHERE w.queue = forget_replies.queue AND w.state = 0 AND is_reply(w.queue);
+    DELETE FROM queues WHERE name = forget_replies.queue AND is_reply(name)
+$$;
+
+-- Who may use the schema: the newest file that was applied, and the number that a program must know at least.
+CREATE FUNCTION @schema@.version(OUT newest integer, OUT needs integer)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT max(number), max(needs) FROM versions
+$$;

@@ -1,0 +1,297 @@
+-- What carriers do: a lease for each, and one statement that settles what ended and claims what comes next.
+-- The planner is kept from reading whole tables: statistics of a table that is empty now and full then mislead it.
+
+-- Ends deliveries of a carrier, and stores what that implies.  me: null for workitems that are lent to nobody.
+-- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
+-- place: where the row is, as the claim said; only VACUUM FULL and the like move rows, and they are looked for then.
+CREATE FUNCTION @schema@.settle(me bigint, ends json, releases json, sends json, bodies bytea, lanes json)
+RETURNS bigint[]
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    counted bigint[] := '{}';
+    found bigint[];
+    todo json := ends;
+    all_ended boolean := true;
+    held constant smallint := CASE WHEN me IS NULL THEN 0 ELSE 2 END;
+BEGIN
+    WHILE todo IS NOT NULL LOOP
+        WITH gone AS (
+            DELETE FROM workitems w
+            USING json_to_recordset(todo) AS e (
+                place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, at integer,
+                size integer
+            )
+            WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.id, w.type, w.queue,
+                w.reference, e.state, e.worker, e.error, e.result_type, e.at, e.size
+        ), past AS (
+            INSERT INTO history (
+                seq, sent, ended, attempt, crashes, state, id, type, queue, reference, worker, error, result_type, result
+            )
+            SELECT
+                seq, sent, now(), attempt, crashes, state, id, type, queue, reference, coalesce(worker, ''),
+                coalesce(error, ''), coalesce(result_type, ''), substr(bodies, at + 1, size)
+            FROM gone WHERE state IS NOT NULL
+        )
+        SELECT array_agg(seq) INTO found FROM gone;
+        counted := counted || found;
+        all_ended := cardinality(counted) = json_array_length(ends);
+        EXIT WHEN all_ended;
+        todo := (
+            SELECT json_agg(e || jsonb_build_object('place', w.ctid))
+            FROM jsonb_array_elements(todo::jsonb) AS e JOIN workitems w ON w.seq = (e->>'seq')::bigint
+            WHERE w.state = held AND w.carrier IS NOT DISTINCT FROM me
+        );
+    END LOOP;
+    IF releases IS NOT NULL THEN
+        WITH back AS (
+            UPDATE workitems w SET state = 0, carrier = NULL
+            FROM json_to_recordset(releases) AS r (place tid, seq bigint)
+            WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            RETURNING w.seq
+        )
+        SELECT array_agg(seq) INTO found FROM back;
+        counted := counted || found;
+        IF coalesce(cardinality(found), 0) < json_array_length(releases) THEN
+            WITH back AS (
+                UPDATE workitems w SET state = 0, carrier = NULL
+                WHERE w.seq = ANY (ARRAY(SELECT r.seq FROM json_to_recordset(releases) AS r (seq bigint)))
+                    AND w.state = held AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
+                RETURNING w.seq
+            )
+            SELECT array_agg(seq) INTO found FROM back;
+            counted := counted || found;
+        END IF;
+    END IF;
+    IF NOT all_ended THEN
+        sends := (SELECT json_agg(s) FROM json_array_elements(sends) s WHERE (s->>'parent')::bigint = ANY (counted));
+    END IF;
+    IF sends IS NOT NULL THEN
+        PERFORM store(sends, bodies, lanes);
+    END IF;
+    RETURN counted;
+END
+$$;
+
+-- Lends up to `room` workitems of a queue.  after: per priority, the number behind which to begin: so the index entries of
+-- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
+-- items: a list of arrays; bodies: all of their bodies behind each other; filled: whether there may be more.
+CREATE FUNCTION @schema@.claim(me bigint, queue text, room integer, after json, OUT items json[], OUT bodies bytea)
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    lane smallint;
+    part json[];
+    blob bytea;
+BEGIN
+    items := '{}';
+    bodies := '';
+    PERFORM promote();
+    FOR lane IN SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY 1 DESC LOOP
+        WITH taken AS (
+            UPDATE workitems w SET state = 2, carrier = me
+            WHERE w.ctid = ANY (ARRAY(
+                SELECT c.ctid FROM workitems c
+                WHERE c.state = 0 AND c.queue = claim.queue AND c.priority = lane
+                    AND c.seq > coalesce((after->>lane::text)::bigint, 0)
+                    AND (c.expires IS NULL OR c.expires > now())
+                ORDER BY c.seq LIMIT room FOR UPDATE SKIP LOCKED
+            ))
+            RETURNING w.*, w.ctid AS place
+        )
+        SELECT
+            array_agg(json_build_array(
+                t.seq, t.place, t.priority, date_part('epoch', t.sent), length(t.body), t.expired_in, t.id, t.type,
+                t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties
+            )),
+            string_agg(t.body, '')
+            INTO part, blob
+            FROM (SELECT * FROM taken ORDER BY seq) t;
+        IF part IS NOT NULL THEN
+            items := items || part;
+            bodies := bodies || blob;
+            room := room - cardinality(part);
+            EXIT WHEN room <= 0;
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.
+CREATE FUNCTION @schema@.promote() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF EXISTS (SELECT FROM workitems WHERE state = 1 AND due <= now()) THEN
+        UPDATE workitems SET state = 0, due = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
+            WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM workitems WHERE state = 1 AND due <= now() ORDER BY due LIMIT 1000
+                FOR UPDATE SKIP LOCKED
+            ));
+    END IF;
+    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state = 0) THEN
+        DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM workitems
+            WHERE expires <= now() AND state = 0 AND (queue IN ('taskqueue.dead', 'taskqueue.dropped') OR is_reply(queue))
+            LIMIT 1000 FOR UPDATE SKIP LOCKED
+        ));
+        PERFORM declare('taskqueue.dropped');
+        WITH late AS (
+            UPDATE workitems
+            SET queue = 'taskqueue.dropped', expired_in = queue, expires = NULL, priority = 0,
+                seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
+            WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM workitems WHERE expires <= now() AND state = 0 LIMIT 1000 FOR UPDATE SKIP LOCKED
+            ))
+            RETURNING *
+        )
+        INSERT INTO history (
+            seq, sent, ended, attempt, crashes, state, id, type, queue, reference, worker, error, result_type
+        )
+        SELECT seq, sent, now(), attempt, crashes, 'expired', id, type, expired_in, reference, '', 'expired', ''
+        FROM late WHERE starts_with(expired_in, 'worker_');
+    END IF;
+END
+$$;
+
+-- Settles and claims: one statement, one commit.  Raises TQ001 where the lease is not this carrier's any more.
+-- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
+-- due: seconds until the next workitem is due; said where a claim left room.
+CREATE FUNCTION @schema@.turn(
+    me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, claims json, told text[],
+    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    want record;
+    got record;
+    found_all json[] := '{}';
+BEGIN
+    PERFORM FROM carriers WHERE id = me AND term = my_term FOR SHARE;  -- nobody adopts it meanwhile
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'carrier % has lost its lease', me USING ERRCODE = 'TQ001';
+    END IF;
+    IF ends IS NULL AND releases IS NULL AND sends IS NULL THEN
+        -- A crash of the server may lose a claim: see `resume`.
+        PERFORM set_config('synchronous_commit', 'off', true);
+    ELSE
+        counted := to_json(settle(me, ends, releases, sends, bodies, lanes));
+    END IF;
+    lent_bodies := '';
+    IF claims IS NOT NULL THEN
+        FOR want IN SELECT * FROM json_to_recordset(claims) AS c (number integer, queue text, room integer, after json)
+        LOOP
+            got := claim(me, want.queue, want.room, want.after);
+            found_all := found_all || json_build_array(want.number, got.items);
+            lent_bodies := lent_bodies || got.bodies;
+            IF cardinality(got.items) < want.room THEN
+                due := (SELECT extract(epoch FROM min(w.due) - now()) FROM workitems w WHERE w.state = 1);
+            END IF;
+        END LOOP;
+    END IF;
+    lent := array_to_json(found_all);
+    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+END
+$$;
+
+-- A new carrier; the one that it was before, if it was one, is gone.
+CREATE FUNCTION @schema@.register(
+    my_term bigint, host text, home text, pid integer, since bigint, heartrate double precision, former bigint
+)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    number bigint;
+BEGIN
+    PERFORM bury(id) FROM carriers WHERE id = former FOR UPDATE;
+    INSERT INTO carriers (term, host, home, pid, since, heartrate) VALUES (my_term, host, home, pid, since, heartrate)
+        RETURNING id INTO number;
+    RETURN number;
+END
+$$;
+
+-- After the connection was lost: takes up the lease with a new term, so that what is still on its way over the old
+-- connection is refused.  Gives back what this carrier was lent and does not know of, and takes again what the server
+-- forgot in a crash that it had lent, unless somebody else has it now.  Returns those of `held` that are not over: its
+-- own, and those of others.  Null: the lease is lost.
+-- held: objects with seq and id.  A server that crashed, or was restored, may give a number again to another workitem.
+CREATE FUNCTION @schema@.resume(me bigint, my_term bigint, held json) RETURNS json
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    UPDATE carriers SET term = my_term, renewed = now() WHERE id = me AND term < my_term AND term >> 32 = my_term >> 32;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    UPDATE workitems w SET state = 0, carrier = NULL
+        WHERE w.state = 2 AND w.carrier = me AND NOT EXISTS (
+            SELECT FROM json_to_recordset(held) AS h (seq bigint, id text) WHERE h.seq = w.seq AND h.id = w.id
+        );
+    UPDATE workitems w SET state = 2, carrier = me
+        FROM json_to_recordset(held) AS h (seq bigint, id text)
+        WHERE w.state = 0 AND w.seq = h.seq AND w.id = h.id;
+    RETURN (
+        SELECT json_build_array(
+            coalesce(json_agg(w.seq) FILTER (WHERE w.carrier = me), '[]'),
+            coalesce(json_agg(w.seq) FILTER (WHERE w.carrier IS DISTINCT FROM me), '[]')
+        )
+        FROM workitems w JOIN json_to_recordset(held) AS h (seq bigint, id text) ON h.seq = w.seq AND h.id = w.id
+    );
+END
+$$;
+
+-- False: the lease is lost.
+CREATE FUNCTION @schema@.renew(me bigint, my_term bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);  -- a crash of the server gives everybody time: see `adopt`
+    UPDATE carriers SET renewed = now() WHERE id = me AND term = my_term;
+    RETURN FOUND;
+END
+$$;
+
+-- Gives everything back that a carrier had, and forgets it.
+CREATE FUNCTION @schema@.bury(dead bigint) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    UPDATE workitems SET state = 0, carrier = NULL WHERE state = 2 AND carrier = dead;
+    DELETE FROM carriers WHERE id = dead
+$$;
+
+CREATE FUNCTION @schema@.leave(me bigint, my_term bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT bury(id) FROM carriers WHERE id = me AND term = my_term FOR UPDATE
+$$;
+
+-- The other carriers of a host: number, process id, and when that process began.
+CREATE FUNCTION @schema@.neighbours(me bigint, my_home text) RETURNS json
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT coalesce(json_agg(json_build_array(id, pid, since)), '[]') FROM carriers WHERE home = my_home AND id <> me
+$$;
+
+-- Buries the carriers that let twice their heartrate pass, and those that somebody on their host says are dead.  While
+-- the server was away nobody could renew: that time does not count.  Returns who was buried.
+CREATE FUNCTION @schema@.adopt(me bigint, known_dead bigint[]) RETURNS json
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    dead record;
+    buried json[] := '{}';
+BEGIN
+    FOR dead IN
+        SELECT id, host, pid FROM carriers
+        WHERE id <> me AND (
+            id = ANY (known_dead)
+            OR greatest(renewed, pg_postmaster_start_time()) < now() - make_interval(secs => 2 * heartrate)
+        )
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    LOOP
+        PERFORM bury(dead.id);
+        buried := buried || json_build_array(dead.id, dead.host, dead.pid);
+    END LOOP;
+    IF cardinality(buried) = 0 THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    ELSE
+        PERFORM pg_notify('@name@', '');
+    END IF;
+    RETURN array_to_json(buried);
+END
+$$;

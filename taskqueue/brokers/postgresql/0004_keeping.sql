@@ -1,0 +1,84 @@
+-- Dead letters, and what has to be done now and then.
+
+-- The places of all, first come first.
+CREATE FUNCTION @schema@.letters() RETURNS json
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT coalesce(json_agg(place), '[]')
+    FROM (SELECT ctid AS place FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' ORDER BY seq) found
+$$;
+
+-- Those of the chosen ones that are still there.
+CREATE FUNCTION @schema@.read_letters(chosen tid[], OUT items json, OUT bodies bytea)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT
+        json_agg(json_build_array(
+            t.seq, t.place, t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
+            t.attempt, t.crashes, t.failures, t.properties
+        )),
+        string_agg(t.body, '')
+    FROM (
+        SELECT *, ctid AS place FROM workitems WHERE ctid = ANY (chosen) AND state = 0 AND queue = 'taskqueue.dead' ORDER BY seq
+    ) t
+$$;
+
+CREATE FUNCTION @schema@.end_letters(ends json, sends json, bodies bytea, lanes json, told text[]) RETURNS json
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    counted bigint[] := settle(NULL, ends, NULL, sends, bodies, lanes);
+BEGIN
+    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+    RETURN to_json(counted);
+END
+$$;
+
+-- Drops the oldest results beyond a number, has dead letters expire, and makes the history's next partitions.
+-- Does nothing where somebody else is at it.
+CREATE FUNCTION @schema@.maintain(results text, results_max bigint, dead_retention double precision) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    beyond bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('@name@'), hashtext('maintain')) THEN
+        RETURN;
+    END IF;
+    SELECT seq INTO beyond FROM workitems
+        WHERE state = 0 AND queue = results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
+    IF FOUND THEN
+        DELETE FROM workitems WHERE state = 0 AND queue = results AND seq <= beyond;
+    END IF;
+    UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
+        WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
+    DELETE FROM queues q USING queues other  -- of two who were first at once
+        WHERE q.name = other.name AND q.priority = other.priority AND q.ctid > other.ctid;
+    PERFORM make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
+END
+$$;
+
+-- The history's partitions for the day `first`, and so many days after it.  A day that is already in the default
+-- partition stays there.
+CREATE FUNCTION @schema@.make_partitions(first date, days integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET lock_timeout = '1s' SET TimeZone = 'UTC' AS $$
+DECLARE
+    day date;
+    partition text;
+BEGIN
+    FOR day IN SELECT first + n FROM generate_series(0, days) AS n LOOP
+        partition := 'history_' || to_char(day, 'YYYYMMDD');
+        CONTINUE WHEN EXISTS (SELECT FROM pg_class WHERE relname = partition AND relnamespace = '@schema@'::regnamespace);
+        BEGIN
+            EXECUTE format(
+                'CREATE TABLE %I.%I PARTITION OF %I.history FOR VALUES FROM (%L) TO (%L)',
+                '@name@', partition, '@name@', day::timestamptz, (day + 1)::timestamptz
+            );
+        EXCEPTION WHEN check_violation OR lock_not_available OR duplicate_table THEN
+            RAISE LOG 'taskqueue: no partition % of the history: %', partition, SQLERRM;
+        END;
+    END LOOP;
+END
+$$;
+
+SELECT @schema@.make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
+
+-- Nobody but the owner, until somebody is granted something.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA @schema@ FROM PUBLIC;

@@ -1,0 +1,64 @@
+"""PostgreSQL 13 and later through psycopg 3: many hosts, tasks beside business data, and a history of what ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
+from taskqueue.brokers.postgresql.consumer import PostgreSQLConsumer
+from taskqueue.brokers.postgresql.dead import PostgreSQLDeadLetters
+from taskqueue.brokers.postgresql.engine import Engine
+from taskqueue.brokers.postgresql.place import Place, parse
+from taskqueue.brokers.postgresql.producer import PostgreSQLProducer
+from taskqueue.clock import SYSTEM, Clock
+from taskqueue.errors import Unsupported
+from taskqueue.store import Store
+
+__all__ = ["PostgreSQLBroker", "open_broker"]
+
+
+class PostgreSQLBroker:
+    """All consumers share one connection and one lease; each producer has its own connection."""
+
+    def __init__(self, place: Place, options: Options, clock: Clock = SYSTEM) -> None:
+        self.capabilities = Capabilities(several_hosts=True, priorities=True)
+        self._place = place
+        self._clock = clock
+        chores = options.results_queue, options.results_max_length, options.dead_retention
+        self._engine = Engine(place, clock, chores)
+        self._consumers: list[PostgreSQLConsumer] = []
+
+    def producer(self) -> Producer:
+        return PostgreSQLProducer(self._place, self._clock)
+
+    def consumer(self, queue: str, *, reserve: int) -> Consumer:
+        consumer = PostgreSQLConsumer(self._engine, queue, reserve)
+        self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
+        return consumer
+
+    def dead_letters(self) -> DeadLetters:
+        return PostgreSQLDeadLetters(self._place, self._clock)
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        self._engine.watch(told)
+
+    def store(self) -> Store:
+        raise Unsupported("postgresql:// answers no questions about workitems; sqlite:/// and memory:// do")
+
+    async def declare(self, queue: str) -> bool:
+        made: bool = await self._engine.call("declare", queue)
+        return made
+
+    async def exists(self, queue: str) -> bool:
+        there: bool = await self._engine.call("has", queue)
+        return there
+
+    async def close(self) -> None:
+        for consumer in self._consumers:
+            await consumer.close()
+        await self._engine.close()
+
+
+def open_broker(options: Options) -> Broker:
+    """The broker for `postgresql://...`, as libpq reads it, with schema=, heartrate= and notify= of ours."""
+    return PostgreSQLBroker(parse(options.url), options)

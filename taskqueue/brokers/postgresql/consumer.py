@@ -1,0 +1,225 @@
+"""Lends workitems from one queue of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskqueue.broker import Delivery, Ended, Lease, Underway
+from taskqueue.brokers.postgresql.engine import Engine
+from taskqueue.brokers.postgresql.rows import Parcel, Row
+from taskqueue.errors import BrokerError
+from taskqueue.outcome import Release, effects
+
+__all__ = ["PostgreSQLConsumer"]
+
+LARGE = 500  # deliveries that are settled in one statement
+WHOLE_EVERY = 1.0  # seconds between looks at the whole queue, for what lies before the marks
+WHOLE_SHARE = 10  # times as long as such a look took there is no next one: beside an old transaction it is slow
+TOGETHER = 0.005  # seconds that a claim waits for something to settle along with it
+CLOSE_WITHIN = 5.0  # seconds that closing waits for a database that is away
+
+
+@dataclass(slots=True, eq=False)
+class _Settling:
+    ended: list[tuple[Ended, Row]]
+    counted: asyncio.Future[set[int]]
+
+
+class PostgreSQLConsumer:
+    """Each statement that settles claims as well, up to the reserve.
+
+    A claim begins behind what was lent last, for each priority (marks): the index entries of what is over can't be
+    removed beside an old transaction, and are not gone through again so.  What lies before the marks, such as what was
+    given back, or sent by one who committed late, is found by a look at the whole queue: whenever a claim leaves room,
+    and once a second.
+    """
+
+    def __init__(self, engine: Engine, queue: str, reserve: int) -> None:
+        self.closed = False
+        self._engine = engine
+        self._queue = queue
+        self._reserve = reserve
+        self._lease = Lease()
+        self._lent: dict[int, tuple[Delivery, Row]] = {}
+        self._ready: deque[Delivery] = deque()
+        self._settling: list[_Settling] = []
+        self._settled: list[_Settling] = []  # by the statement that is under way
+        self._paused = True
+        self._declared = False
+        self._wake = asyncio.Event()
+        self._hungry = True  # there may be something that was not looked for
+        self._later: asyncio.TimerHandle | None = None
+        self._marks: dict[int, int] = {}
+        self._room = 0  # of the claim that is under way
+        self._whole = False  # whether it looks at the whole queue
+        self._begun = self._whole_at = self._last_whole = 0.0
+        engine.join(self)
+
+    async def receive(self, *, limit: int) -> list[Delivery]:
+        if not self._declared:
+            await self._engine.call("declare", self._queue)
+            self._declared = True
+        while not self._ready:
+            if self.closed:
+                raise BrokerError(f"the consumer of {self._queue} is closed")
+            self._paused = False
+            self._look()
+            self._wake.clear()
+            await self._wake.wait()
+        return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+
+    async def settle(self, ended: Sequence[Ended]) -> list[bool]:
+        taken: list[tuple[Ended, Row]] = []
+        mine = []
+        for item in ended:
+            delivery = item.delivery
+            entry = self._lent.get(delivery.tag)
+            held = entry is not None and entry[0] is delivery and not delivery.lease.lost
+            mine.append(held)
+            if entry is not None and held:
+                del self._lent[delivery.tag]
+                taken.append((item, entry[1]))
+        if not taken:
+            return mine
+        counted = await asyncio.shield(self._settle(taken))
+        return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
+
+    def _settle(self, taken: list[tuple[Ended, Row]]) -> asyncio.Future[set[int]]:
+        settling = _Settling(taken, asyncio.get_running_loop().create_future())
+        self._settling.append(settling)
+        self._engine.poke()
+        return settling.counted
+
+    # What the engine asks for.
+
+    def begin(self, parcel: Parcel) -> dict[str, object] | None:
+        count = 0
+        while self._settling and count < LARGE:
+            settling = self._settling.pop(0)
+            self._settled.append(settling)
+            count += len(settling.ended)
+            for ended, row in settling.ended:
+                todo = effects(row.workitem, ended.outcome, ended.rules, queue=self._queue, now=parcel.now)
+                parcel.end(row, self._queue, ended.outcome, ended.rules, todo)
+        self._room = 0 if self._paused else max(0, self._reserve - len(self._lent))
+        if not self._room or not (count or self._hungry):
+            self._room = 0
+            return None
+        self._begun = now = asyncio.get_running_loop().time()
+        self._whole = now >= self._whole_at and (self._hungry or now >= self._last_whole + WHOLE_EVERY)
+        self._whole = self._whole or not self._marks
+        return {"queue": self._queue, "room": self._room, "after": {} if self._whole else self._marks}
+
+    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
+        settled, self._settled = self._settled, []
+        for settling in settled:
+            if not settling.counted.done():
+                settling.counted.set_result(counted)
+        if claimed is None:
+            return
+        for row in claimed:
+            delivery = Delivery(workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease)
+            self._lent[row.seq] = delivery, row
+            self._ready.append(delivery)
+        self._note(claimed)
+        if self._paused:  # meanwhile
+            self._give_back()
+        elif claimed:
+            self._wake.set()
+
+    def _note(self, claimed: list[Row]) -> None:
+        """Where the next claim begins, and when it is worthwhile."""
+        now = asyncio.get_running_loop().time()
+        filled = len(claimed) >= self._room
+        last = {row.priority: row.seq for row in claimed}
+        for priority, tag in last.items():
+            self._marks[priority] = tag if self._whole and filled else max(tag, self._marks.get(priority, 0))
+        if self._whole:
+            self._last_whole = now
+            self._whole_at = now + WHOLE_SHARE * (now - self._begun)
+        if filled or not self._whole:
+            self._hungry = True
+            if not filled:
+                self._look(max(0.0, self._whole_at - now))
+        else:
+            self._hungry = False
+
+    def held(self) -> dict[int, str]:
+        pending = [row for settling in self._settling for _, row in settling.ended]
+        lent = [row for _, row in self._lent.values()]
+        return {row.seq: row.stored_id for row in (*pending, *lent)}
+
+    def rung(self, queue: str) -> None:
+        if not queue or queue == self._queue:
+            self._hungry = True
+            self._look()
+
+    def lost(self) -> None:
+        self._lease.lost = True
+        self._lease = Lease()
+        self._lent.clear()
+        self._ready.clear()
+        self._marks.clear()
+        pending, self._settling = self._settling, []
+        for settling in pending:
+            if not settling.counted.done():
+                settling.counted.set_result(set())
+        self.rung("")
+
+    def _look(self, delay: float = 0.0) -> None:
+        """Have a claim made soon, where one may be made."""
+        if self._paused or self.closed or not self._hungry or len(self._lent) >= self._reserve:
+            return
+        delay = max(delay, TOGETHER if self._lent else 0.0)
+        if not delay:
+            self._engine.poke()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(delay, self._look_now)
+
+    def _look_now(self) -> None:
+        self._later = None
+        self._engine.poke()
+
+    # Stopping.
+
+    def resize(self, reserve: int) -> None:
+        self._reserve = reserve
+        self._look()
+
+    async def pause(self) -> None:
+        self._paused = True
+        await asyncio.sleep(0)  # a receive that was cancelled just now ends
+        await self._engine.settled()  # what the statement under way still lends has come then
+        given_back = self._give_back()
+        if given_back is not None:
+            await asyncio.shield(given_back)
+        self._wake.set()  # a receive that is waiting goes on
+
+    def _give_back(self) -> asyncio.Future[set[int]] | None:
+        """Release what was lent and not received."""
+        taken = [(Ended(delivery, Release()), self._lent.pop(delivery.tag)[1]) for delivery in self._ready]
+        self._ready.clear()
+        return self._settle(taken) if taken else None
+
+    async def report(self, underway: Sequence[Underway]) -> None:
+        pass
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = self._paused = self._lease.lost = True
+        self._ready.extend(delivery for delivery, _ in self._lent.values() if delivery not in self._ready)
+        self._wake.set()
+        if self._later is not None:
+            self._later.cancel()
+        given_back = self._give_back()
+        with contextlib.suppress(TimeoutError):  # others find it, once the database is back
+            async with asyncio.timeout(CLOSE_WITHIN):
+                if given_back is not None:
+                    await asyncio.shield(given_back)
+                await self._engine.settled()
+        self._engine.members.remove(self)

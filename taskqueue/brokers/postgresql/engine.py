@@ -1,0 +1,232 @@
+"""All that a carrier does with the database: over one connection, and whatever has come together in one statement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from taskqueue.brokers.postgresql.link import Link
+from taskqueue.brokers.postgresql.listener import Listener, stop
+from taskqueue.brokers.postgresql.place import Place
+from taskqueue.brokers.postgresql.process import home, is_gone
+from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
+from taskqueue.brokers.postgresql.teller import Teller
+from taskqueue.clock import Clock
+
+__all__ = ["Engine", "Member"]
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0  # seconds between looks for what nobody notified of: lost notifications, dead carriers
+ADOPT_EVERY = 2.0  # seconds between looks for carriers of other hosts that are dead
+CHORES_EVERY = 60.0
+
+
+class Member(Protocol):
+    """A consumer, as its engine sees it."""
+
+    def begin(self, parcel: Parcel) -> dict[str, object] | None:
+        """Put what has ended into `parcel`; the claim to make, if there is one."""
+
+    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
+        """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made."""
+
+    def held(self) -> dict[int, str]:
+        """The numbers of all that it was lent and that is not settled, with the ids of the workitems."""
+
+    def rung(self, queue: str) -> None:
+        """There may be something in `queue`; empty: in any queue."""
+
+    def lost(self) -> None:
+        """Everything that was lent is lost."""
+
+
+class Engine:
+    """Makes one statement of what all consumers of a carrier settle and want, and then the next one."""
+
+    def __init__(self, place: Place, clock: Clock, chores: Sequence[object]) -> None:
+        self.clock = clock
+        self.members: list[Member] = []
+        self._chores = chores
+        self._link = Link(place, self)
+        self._under_way: dict[int, str] = {}
+        self._working: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._due: asyncio.TimerHandle | None = None
+        self._adopt_at = self._chores_at = 0.0
+        self._listener = Listener(place, self._rung, self._tell) if place.notify else None
+        self._teller = Teller(self._tell) if place.notify else None
+
+    def join(self, member: Member) -> None:
+        """Work for a consumer, too.  From the first one on the dead are looked for, whether or not it receives yet."""
+        self.members.append(member)
+        self._start()
+
+    def watch(self, told: Callable[[str], None]) -> None:
+        """Connect now; `told` is called with each change of what is wrong with the database."""
+        self._link.told = told
+        self._start()
+
+    def _start(self) -> None:
+        if self._ticking is None and not self._closing.is_set():
+            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+
+    # What the link asks and says.
+
+    def held(self) -> dict[int, str]:
+        found = dict(self._under_way)
+        for member in self.members:
+            found |= member.held()
+        return found
+
+    def back(self) -> None:
+        self._rung("")
+
+    def lost(self) -> None:
+        for member in self.members:
+            member.lost()
+
+    # One statement after the other.
+
+    def poke(self) -> None:
+        """There is something to do."""
+        if self._working is None:
+            self._working = asyncio.get_running_loop().create_task(self._work())
+
+    async def settled(self) -> None:
+        """Wait until the statement that is under way, if there is one, is through."""
+        if self._working is not None:
+            await asyncio.shield(self._working)
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(0)  # what ends in the same turn of the event loop comes along
+                parcel = Parcel(self.clock.wall())
+                wants = [(member, member.begin(parcel)) for member in self.members]
+                claims = [{"number": n, **want} for n, (_, want) in enumerate(wants) if want is not None]
+                if not claims and not parcel.ends and not parcel.releases:
+                    return
+                generation = self._link.lost
+                self._under_way = parcel.settled
+                counted, lent = await self._turn(parcel, claims)
+                self._under_way = {}
+                for number, (member, want) in enumerate(wants):
+                    claimed = lent.get(number, []) if want is not None and generation == self._link.lost else None
+                    member.finish(counted, claimed)
+        finally:
+            self._working = None
+
+    async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> tuple[set[int], dict[int, list[Row]]]:
+        """Settle and claim: which deliveries counted, and what was lent for each claim."""
+        ends, releases, sends, bodies, lanes = parcel.texts()
+        wanted = json.dumps(claims) if claims else None
+        generation = self._link.lost
+        sent_in: int | None = None
+
+        async def attempt() -> tuple[set[int], dict[int, list[Row]]]:
+            nonlocal sent_in
+            async with self._link.connected() as connection:
+                if generation != self._link.lost:
+                    return set(), {}
+                broke = sent_in is not None and sent_in != self._link.resumed
+                settled = parcel.settled.keys()
+                if broke and settled and not settled & self._link.not_over:
+                    return set(settled), {}  # it broke behind the commit
+                sent_in = self._link.resumed
+                told = self._teller.now(parcel.told) if self._teller is not None and parcel.told else []
+                row = await self._link.row(
+                    connection,
+                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s)",
+                    self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, wanted, told,
+                )  # fmt: skip
+                counted, lent, lent_bodies, due = row
+                self._wait_for(due)
+                return set(counted or ()), _share(lent, lent_bodies)
+
+        def lose() -> tuple[set[int], dict[int, list[Row]]]:
+            self._link.lose("the database says so")
+            return set(), {}
+
+        found = await self._link.patiently(attempt, lose)
+        for queue in parcel.told:
+            for member in self.members:
+                member.rung(queue)
+        return found
+
+    async def call(self, function: str, *arguments: object) -> Any:
+        """What a function of the schema returns; an outage is waited out."""
+        self._start()
+        return await self._link.call(function, *arguments)
+
+    # What comes by itself.
+
+    def _rung(self, queue: str) -> None:
+        for member in self.members:
+            member.rung(queue)
+
+    def _wait_for(self, due: float | None) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if due is not None and due < LOOK_EVERY:
+            self._due = asyncio.get_running_loop().call_later(max(0.0, due) + 0.001, self._rung, "")
+
+    async def _tell(self, queues: list[str]) -> None:
+        async with self._link.connected() as connection:
+            await self._link.row(connection, "SELECT {}.put(NULL, NULL, NULL, %s)", queues)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._listener is not None:
+            self._listener.start()
+        while not self._closing.is_set():
+            now = loop.time()
+            await self._link.renew()
+            await self._bury_the_dead(now)
+            if now >= self._chores_at:
+                self._chores_at = now + CHORES_EVERY
+                await self._link.call("maintain", *self._chores)
+            self._rung("")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY * (0.75 + random.random() / 2)):
+                    await self._closing.wait()
+
+    async def _bury_the_dead(self, now: float) -> None:
+        neighbours = await self._link.call("neighbours", self._link.carrier, home())
+        dead = [number for number, pid, since in neighbours if is_gone(pid, since)]
+        if dead or now >= self._adopt_at:
+            self._adopt_at = now + ADOPT_EVERY
+            for number, host, pid in await self._link.call("adopt", self._link.carrier, array(dead)):
+                log.warning("carrier %d (%s, process %d) is dead: what it had is lent again", number, host, pid)
+
+    async def close(self) -> None:
+        """Give everything back, and let go of the database.  May be called twice."""
+        self._closing.set()
+        if self._due is not None:
+            self._due.cancel()
+        if self._listener is not None:
+            await self._listener.close()
+        if self._teller is not None:
+            await self._teller.close()
+        for task in (self._ticking, self._working):
+            if task is not None:
+                await stop(task)
+        await self._link.close()
+
+
+def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, list[Row]]:
+    """What each claim got, by its number."""
+    found: dict[int, list[Row]] = {}
+    at = 0
+    for number, items in lent or ():
+        claimed = unpack(items, bodies[at:] if at else bodies)
+        at += sum(len(row.workitem.body) for row in claimed)
+        found[number] = claimed
+    return found

@@ -1,0 +1,210 @@
+"""How workitems and what became of them are written for the database's functions.  Pure.
+
+Any number of them is one JSON text and one string of bytes with all bodies behind each other: the server takes that
+apart much faster than a driver could put it together value by value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from taskqueue.outcome import Crashed, Dead, Done, Effects, Failed, Outcome, Payload, Rules, TimedOut
+from taskqueue.properties import from_text, to_text
+from taskqueue.workitem import DEAD_LETTERS, Workitem
+
+__all__ = ["REPLIES", "Parcel", "Row", "array", "unpack", "usable"]
+
+REPLIES = "taskqueue.reply."
+"""What the names of reply queues begin with; they exist as long as their client."""
+
+MAX_NAME = 255  # characters in the name of a queue
+MAX_INDEXED = 500  # characters of what is indexed: an entry of a btree has room for 2,700 bytes
+MAX_SECONDS = 100 * 365 * 86400.0
+MAX_INTEGER = (1 << 31) - 1
+_KEPT = ("id", "type", "reference", "content_type")
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Row(NamedTuple):
+    """A workitem in the database: its number, the place of its row, and when it was sent first (POSIX seconds)."""
+
+    seq: int
+    place: str
+    priority: int
+    sent: float
+    workitem: Workitem
+
+    @property
+    def stored_id(self) -> str:
+        """The workitem's id, as its column has it."""
+        return _clean(self.workitem.id)[:MAX_INDEXED]
+
+
+class Parcel:
+    """What one statement settles and sends.
+
+    settled: the numbers of all deliveries that are settled, with the ids of their workitems.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.ends: list[dict[str, object]] = []
+        self.releases: list[dict[str, object]] = []
+        self.sends: list[dict[str, object]] = []
+        self.told: set[str] = set()
+        self.settled: dict[int, str] = {}
+        self._lanes: dict[tuple[str, object], bool] = {}
+        self._bodies: list[bytes] = []
+        self._size = 0
+        self._last: tuple[bytes | None, int] = (None, 0)
+
+    def end(self, row: Row, queue: str, outcome: Outcome, rules: Rules, effects: Effects) -> None:
+        """The delivery of `row` has ended: `effects` is what that implies."""
+        self.settled[row.seq] = row.stored_id
+        if not effects.ends:
+            self.releases.append({"seq": row.seq, "place": row.place})
+            self.told.add(queue)
+            return
+        end: dict[str, object] = {"seq": row.seq, "place": row.place}
+        if queue.startswith("worker_"):
+            state = _state(row.workitem, outcome, rules)
+            if state is not None:
+                result = state.pop("result")
+                if isinstance(result, Payload):
+                    at, size = self._place(result.body)
+                    state |= {"result_type": _clean(result.content_type), "at": at, "size": size}
+                end |= state
+                if rules.worker:
+                    end["worker"] = _clean(rules.worker)
+        self.ends.append(end)
+        for send in effects.sends:
+            item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
+            item["parent"] = row.seq
+            if send.queue == queue:  # tried again: it was sent when it was sent
+                item["sent"] = row.sent
+
+    def send(self, queue: str, workitem: Workitem, *, optional: bool = False) -> dict[str, object]:
+        """Store a workitem; optional: only where the queue exists."""
+        note: dict[str, object] = {}
+        if not usable(queue):
+            detail = f"no queue can be named {queue[:MAX_NAME]!r}"
+            note["headers"] = {**workitem.headers, "reason": "rejected", "detail": detail}
+            queue, optional = DEAD_LETTERS, False
+        at, size = self._place(workitem.body)
+        item: dict[str, object] = {"queue": queue, "at": at, "size": size}
+        for name in _KEPT:
+            value = getattr(workitem, name)
+            item[name] = known = _clean(value)
+            if name in ("id", "reference") and len(known) > MAX_INDEXED:
+                item[name] = known = known[:MAX_INDEXED]
+            if known != value:
+                note[name] = value
+        if workitem.priority:
+            item["priority"] = max(-32768, min(workitem.priority, 32767))
+        if workitem.due is not None and workitem.due > self.now:
+            item["delay"] = min(workitem.due - self.now, MAX_SECONDS)
+        if workitem.expiration is not None:
+            item["lifetime"] = max(0.0, min(workitem.expiration, MAX_SECONDS))
+        if workitem.attempt != 1:
+            item["attempt"] = min(workitem.attempt, MAX_INTEGER)
+        if workitem.crashes:
+            item["crashes"] = min(workitem.crashes, MAX_INTEGER)
+        if workitem.failures:
+            item["failures"] = min(workitem.failures, MAX_INTEGER)
+        properties = to_text(workitem, **note)
+        if properties:
+            item["properties"] = properties
+        if optional:
+            item["optional"] = True
+        lane = queue, item.get("priority", 0)
+        self._lanes[lane] = optional and self._lanes.get(lane, True)
+        self.sends.append(item)
+        self.told.add(queue)
+        return item
+
+    def _place(self, body: bytes) -> tuple[int, int]:
+        if self._last[0] is body:  # a result goes into the history and to whoever waits for it
+            return self._last[1], len(body)
+        at = self._size
+        self._bodies.append(body)
+        self._size += len(body)
+        self._last = body, at
+        return at, len(body)
+
+    def only(self) -> tuple[str, bytes]:
+        """The one workitem that is sent, as the database's function takes it, and its body."""
+        return _encode(self.sends[0]), self._bodies[0]
+
+    def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
+        """What ends, is released and is sent, as the database's functions take it; the bodies; the queues concerned."""
+        lanes = [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
+        return (
+            _encode(self.ends) if self.ends else None,
+            _encode(self.releases) if self.releases else None,
+            _encode(self.sends) if self.sends else None,
+            b"".join(self._bodies),
+            _encode(lanes) if lanes else None,
+        )
+
+
+def usable(queue: str) -> bool:
+    """Whether a queue may be named so."""
+    return 0 < len(queue) <= MAX_NAME and _clean(queue) == queue
+
+
+def array(numbers: Iterable[int]) -> str:
+    """Numbers as PostgreSQL writes an array of them."""
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[Row]:
+    """Workitems as the database's functions return them."""
+    found: list[Row] = []
+    at = 0
+    for item in items or ():
+        seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item
+        attempt, crashes, failures = counters
+        more = {
+            "id": id,
+            "type": type,
+            "reference": reference,
+            "content_type": content_type,
+            **(from_text(properties) if properties else {}),
+        }
+        if late:
+            more["headers"] = {**more.get("headers", {}), "x-death": [{"reason": "expired", "queue": late}]}
+            more["expiration"] = None
+        body = (bodies or b"")[at : at + size]
+        at += size
+        workitem = Workitem(body=body, attempt=attempt, crashes=crashes, failures=failures, **more)
+        found.append(Row(seq, place, priority, sent, workitem))
+    return found
+
+
+def _state(workitem: Workitem, outcome: Outcome, rules: Rules) -> dict[str, object] | None:
+    """How a workitem ended, for the history; None where it goes on."""
+    match outcome:
+        case Done(result):
+            return {"state": "succeeded", "result": result}
+        case Failed(error, _, result):
+            return {"state": "failed", "error": _clean(error), "result": result}
+        case Crashed(how, result) if workitem.crashes + 1 >= rules.max_crashes:
+            return {
+                "state": "dead", "error": _clean(f"crashed: {how}"), "crashes": workitem.crashes + 1, "result": result
+            }  # fmt: skip
+        case TimedOut(limit, result):
+            return {"state": "dead", "error": f"timed out: time limit of {limit:g} s", "result": result}
+        case Dead(reason, detail, result):
+            return {"state": "dead", "error": _clean(f"{reason}: {detail}" if detail else reason), "result": result}
+        case _:
+            return None
+
+
+def _clean(text: str) -> str:
+    """`text` as PostgreSQL can store it: it knows neither NUL nor half of a character."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

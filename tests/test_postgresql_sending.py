@@ -1,0 +1,119 @@
+"""Sending by plain SQL: SELECT taskqueue.send(...)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from databases import PRODUCER, PostgreSQL, with_schema
+from embedded import drain, run
+
+from taskqueue.workitem import Workitem
+
+
+@pytest.fixture
+def url(postgresql: PostgreSQL) -> str:
+    return postgresql.url(postgresql.database(with_schema))
+
+
+@pytest.fixture
+def shop(postgresql: PostgreSQL, url: str) -> Iterator[psycopg.Connection]:
+    """A connection of a producer, which may send only."""
+    name = url.rpartition("/")[2]
+    with contextlib.closing(psycopg.connect(postgresql.url(name, user=PRODUCER), autocommit=True)) as connection:
+        yield connection
+
+
+def received(url: str, count: int = 1, queue: str = "worker_invoice") -> list[Workitem]:
+    found = run(url, lambda broker: drain(broker.consumer(queue, reserve=count), count))
+    return [delivery.workitem for delivery in found]
+
+
+def sent(shop: psycopg.Connection, call: str) -> str:
+    return str((shop.execute(f"SELECT taskqueue.send({call})".encode()).fetchone() or ("",))[0])
+
+
+def test_a_workitem_is_sent_by_plain_sql(url: str, shop: psycopg.Connection) -> None:
+    id = sent(shop, "'invoice', '{\"id\": 7}', reference => 'order:4711'")
+
+    (found,) = received(url)
+
+    assert (found.id, found.type, found.body) == (id, "invoice", b'{"id": 7}')
+    assert (found.reference, found.content_type) == ("order:4711", "application/json")
+    assert abs((found.timestamp or 0) - time.time()) < 60
+
+
+def test_all_options_arrive(url: str, shop: psycopg.Connection) -> None:
+    id = sent(
+        shop,
+        "'invoice', 'null', id => 'mine', priority => 7, expiration => '1 hour', correlation_id => 'c', "
+        "reply_to => 'answers', headers => '{\"a\": [1, \"ü\"]}'",
+    )
+
+    (found,) = received(url)
+
+    assert id == found.id == "mine"
+    assert (found.body, found.priority, found.expiration) == (b"null", 7, 3600)
+    assert (found.correlation_id, found.reply_to, found.headers) == ("c", "answers", {"a": [1, "ü"]})
+
+
+@pytest.mark.parametrize("when", ["delay => '500 ms'", "due => clock_timestamp() + '500 ms'"])
+def test_what_is_due_later_is_lent_later(url: str, shop: psycopg.Connection, when: str) -> None:
+    before = time.monotonic()
+    sent(shop, f"'invoice', '1', {when}")
+
+    received(url)
+
+    assert time.monotonic() - before >= 0.4
+
+
+def test_what_is_rolled_back_was_never_sent(url: str, shop: psycopg.Connection) -> None:
+    with shop.transaction(force_rollback=True):
+        sent(shop, "'invoice', '1'")
+    with shop.transaction():
+        sent(shop, "'invoice', '2'")
+
+    assert [workitem.body for workitem in received(url)] == [b"2"]
+
+
+def test_a_trigger_may_send(postgresql: PostgreSQL, url: str) -> None:
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as owner:
+        owner.execute("CREATE TABLE orders (id int)")
+        owner.execute(
+            "CREATE FUNCTION invoice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "PERFORM taskqueue.send('invoice', to_jsonb(new), reference => 'order:' || new.id); RETURN new; END $$"
+        )
+        owner.execute("CREATE TRIGGER send AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION invoice()")
+        owner.execute("INSERT INTO orders VALUES (1), (2)")
+
+    assert [workitem.reference for workitem in received(url, 2)] == ["order:1", "order:2"]
+
+
+def test_who_sends_first_in_a_long_transaction_keeps_nobody_waiting(
+    postgresql: PostgreSQL, url: str, shop: psycopg.Connection
+) -> None:
+    with shop.transaction():
+        sent(shop, "'invoice', '\"first\"'")
+        with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as other:
+            other.execute("SET statement_timeout = '20s'")
+            sent(other, "'invoice', '\"second\"'")
+        assert [workitem.body for workitem in received(url)] == [b'"second"']
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("NULL, '1'", "type NULL: expected up to 128 letters"),
+        ("'no spaces', '1'", "type 'no spaces': expected"),
+        ("'invoice', NULL", "body: expected JSON"),
+        ("'invoice', '1', priority => 256", "priority 256: expected 0 to 255"),
+        ("'invoice', '1', delay => '1 s', due => now()", "either delay or due"),
+        ("'invoice', '1', headers => '[]'", "headers: expected a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_words(shop: psycopg.Connection, call: str, expected: str) -> None:
+    with pytest.raises(psycopg.Error, match=expected):
+        sent(shop, call)
