@@ -14,7 +14,20 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taskqueue"
 # the backends, each a stranger to the others.  Files of one line may import from each other.
 LAYERS = (
     ("errors",),
-    ("workitem", "properties", "outcome", "dead", "lifecycle", "record", "config", "plan", "retry", "clock", "status"),
+    (
+        "workitem",
+        "properties",
+        "outcome",
+        "dead",
+        "lifecycle",
+        "record",
+        "story",
+        "config",
+        "plan",
+        "retry",
+        "clock",
+        "status",
+    ),
     ("broker", "store"),
     ("brokers.*",),
     ("worker", "plugins", "formats", "discovery", "title"),

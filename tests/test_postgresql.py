@@ -461,10 +461,10 @@ def test_higher_priorities_go_first_whenever_they_came(database: Database) -> No
     [
         (Done(Payload(b"[1]", "application/json")), "succeeded", "", b"[1]"),
         (Done(None), "succeeded", "", None),
-        (Failed("no\0good \ud800", "traceback"), "failed", "no\N{REPLACEMENT CHARACTER}good ?", b"null"),
-        (Crashed("SIGSEGV"), "dead", "crashed: SIGSEGV", b"null"),
-        (TimedOut(1.5), "dead", "timed out: time limit of 1.5 s", b"null"),
-        (Dead("rejected", "not so"), "dead", "rejected: not so", b"null"),
+        (Failed("no\0good \ud800", "traceback"), "failed", "no\N{REPLACEMENT CHARACTER}good ?", None),
+        (Crashed("SIGSEGV"), "dead", "crashed: SIGSEGV", None),
+        (TimedOut(1.5), "dead", "timed out: time limit of 1.5 s", None),
+        (Dead("rejected", "not so"), "dead", "rejected: not so", None),
     ],
 )
 def test_what_ended_is_in_the_history(
@@ -491,10 +491,10 @@ def test_what_ended_is_in_the_history(
 
 def test_results_and_dead_letters_have_no_history(database: Database) -> None:
     async def work(broker: Broker) -> None:
-        for queue in ("results", "taskqueue.dead", "taskqueue"):
+        for queue in ("results", "taskqueue.dead"):
             await drain(broker.consumer(queue, reserve=1), 1)
 
-    for queue in ("results", "taskqueue.dead", "taskqueue"):
+    for queue in ("results", "taskqueue.dead"):
         send(database.url, b"x", queue=queue)
     run(database.url, work)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from installations import Installation
-from system import SQLiteSystem, children, until
+from system import SQLiteSystem, System, children, until
+from system_postgresql import PostgreSQLSystem
 
 from taskqueue.broker import connect
 from taskqueue.lifecycle import State
@@ -25,16 +26,20 @@ CONFIG = "[DEFAULT]\nworkers = 0\n[unruly]\nworkers = 1\nfile = {file}\n"
 USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
 
 
-@pytest.fixture
-def system(installation: Installation) -> Iterator[SQLiteSystem]:
-    with SQLiteSystem(installation) as system:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+def system(installation: Installation, request: pytest.FixtureRequest) -> Iterator[System]:
+    if request.param == "sqlite":
+        made: System = SQLiteSystem(installation)
+    else:
+        made = PostgreSQLSystem(installation, request.getfixturevalue("postgresql"))
+    with made as system:
         yield system
 
 
 class Desk:
     """Sends, and asks what became of it."""
 
-    def __init__(self, system: SQLiteSystem) -> None:
+    def __init__(self, system: System) -> None:
         broker = connect(system.url)
         self.store = broker.store()
         self._producer = broker.producer()
@@ -52,17 +57,17 @@ class Desk:
 
 
 @pytest.fixture
-def desk(system: SQLiteSystem) -> Iterator[Desk]:
+def desk(system: System) -> Iterator[Desk]:
     with contextlib.closing(Desk(system)) as desk:
         yield desk
 
 
-def start(system: SQLiteSystem, more: str = "") -> Any:
+def start(system: System, more: str = "") -> Any:
     config = system.config(CONFIG.format(file=system.open_directory / "notes") + more)
     return system.workerpool(config, ready=1)
 
 
-def test_a_record_says_who_ran_it_where_how_long_and_what_it_said(system: SQLiteSystem, desk: Desk) -> None:
+def test_a_record_says_who_ran_it_where_how_long_and_what_it_said(system: System, desk: Desk) -> None:
     start(system)
 
     id = desk.send("tell 2", reference="order:4711")
@@ -83,7 +88,7 @@ def test_a_record_says_who_ran_it_where_how_long_and_what_it_said(system: SQLite
     assert [record.id for record in desk.store.history(reference="order:4711")] == [id]
 
 
-def test_failures_and_crashes_are_attempts_with_their_causes(system: SQLiteSystem, desk: Desk) -> None:
+def test_failures_and_crashes_are_attempts_with_their_causes(system: System, desk: Desk) -> None:
     start(system, "retries = 1\nretry_delay = 0\nmax_crashes = 2\n")
 
     failed, crashed = desk.send("fail not today"), desk.send("segfault")
@@ -98,7 +103,7 @@ def test_failures_and_crashes_are_attempts_with_their_causes(system: SQLiteSyste
     assert all(a.run is not None and a.run.pid > 0 for a in record.attempts)
 
 
-def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: SQLiteSystem, desk: Desk) -> None:
+def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: System, desk: Desk) -> None:
     pool = start(system)
     id = desk.send("tell 3")
     first = desk.reaches(id, State.RUNNING)
@@ -113,9 +118,7 @@ def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: SQLiteSystem, desk
 
 
 @pytest.mark.parametrize(("history", "attempts"), [("outcome", 0), ("off", None)])
-def test_a_group_may_have_less_or_no_history(
-    system: SQLiteSystem, desk: Desk, history: str, attempts: int | None
-) -> None:
+def test_a_group_may_have_less_or_no_history(system: System, desk: Desk, history: str, attempts: int | None) -> None:
     start(system, f"history = {history}\n")
 
     id = desk.send("echo hello")
@@ -125,9 +128,7 @@ def test_a_group_may_have_less_or_no_history(
     assert found == ([] if attempts is None else [(id, State.SUCCEEDED, attempts, None)])
 
 
-def test_the_command_line_lists_and_shows_workitems(
-    system: SQLiteSystem, desk: Desk, installation: Installation
-) -> None:
+def test_the_command_line_lists_and_shows_workitems(system: System, desk: Desk, installation: Installation) -> None:
     start(system)
     done, failed = desk.send("tell 0", reference="order:1"), desk.send("fail \x1b[31mred", reference="order:2")
     for id in (done, failed):

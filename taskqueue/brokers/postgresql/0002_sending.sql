@@ -1,9 +1,9 @@
 -- How workitems come in.  Each function runs with its owner's rights, on its own schema only.
 
 -- Stores workitems, their bodies cut out of `bodies`.  Whoever calls it says who is told.
--- lanes: the queues and priorities that occur.  delay, lifetime: seconds from now on.  optional: only where the queue
+-- lanes: the queues and priorities that occur.  sender: of those that don't say one.  delay, lifetime: seconds from now on.  optional: only where the queue
 -- exists.
-CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json) RETURNS void
+CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json, sender text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     INSERT INTO queues (name, priority)
@@ -12,8 +12,8 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = l.queue AND q.priority = l.priority)
             AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue));
     INSERT INTO workitems (
-        sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type,
-        properties, body
+        sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
+        properties, story, body
     )
         SELECT
             coalesce(to_timestamp(i.sent), now()),
@@ -21,15 +21,16 @@ BEGIN
             now() + make_interval(secs => coalesce(i.delay, 0) + i.lifetime),
             coalesce(i.attempt, 1), coalesce(i.crashes, 0), coalesce(i.failures, 0),
             CASE WHEN i.delay IS NULL THEN 0 ELSE 1 END,
-            coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), coalesce(i.reference, ''), coalesce(i.content_type, ''),
-            coalesce(i.properties, ''), substr(bodies, i.at + 1, i.size)
+            coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), nullif(i.reference, ''),
+            coalesce(i.sender, store.sender), coalesce(i.content_type, ''), coalesce(i.properties, ''),
+            coalesce(i.story, ''), substr(bodies, i.at + 1, i.size)
         FROM ROWS FROM (json_to_recordset(items) AS (
             sent double precision, delay double precision, lifetime double precision, attempt integer,
             crashes integer, failures integer, priority smallint, queue text, id text, type text, reference text,
-            content_type text, properties text, optional boolean, at integer, size integer
+            sender text, content_type text, properties text, story text, optional boolean, at integer, size integer
         )) WITH ORDINALITY AS i (
-            sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, reference, content_type,
-            properties, optional, at, size, place
+            sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, reference, sender,
+            content_type, properties, story, optional, at, size, place
         )
         WHERE i.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = i.queue)
         ORDER BY i.place;
@@ -37,16 +38,16 @@ END
 $$;
 
 -- What programs of this project send by.  told: the queues whose carriers are woken up.
-CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, told text[]) RETURNS void
+CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, sender text, told text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
-    PERFORM store(items, bodies, lanes);
+    PERFORM store(items, bodies, lanes, sender);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
 $$;
 
 -- The same for one workitem, which is all of `body`: in a third of the time.
-CREATE FUNCTION @schema@.put_one(item json, body bytea, tell boolean) RETURNS void
+CREATE FUNCTION @schema@.put_one(item json, body bytea, sender text, tell boolean) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     place constant text := item->>'queue';
@@ -57,15 +58,15 @@ BEGIN
         INSERT INTO queues VALUES (place, lane);
     END IF;
     INSERT INTO workitems (
-        due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, content_type, properties,
-        body
+        due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
+        properties, body
     )
         VALUES (
             now() + make_interval(secs => delay),
             now() + make_interval(secs => coalesce(delay, 0) + (item->>'lifetime')::double precision),
             coalesce((item->>'attempt')::integer, 1), coalesce((item->>'crashes')::integer, 0),
             coalesce((item->>'failures')::integer, 0), CASE WHEN delay IS NULL THEN 0 ELSE 1 END,
-            lane, place, item->>'id', item->>'type', item->>'reference', item->>'content_type',
+            lane, place, item->>'id', item->>'type', nullif(item->>'reference', ''), sender, item->>'content_type',
             coalesce(item->>'properties', ''), body
         );
     IF tell THEN
@@ -123,11 +124,14 @@ BEGIN
     INSERT INTO queues
         SELECT place, coalesce(send.priority, 0)
         WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = coalesce(send.priority, 0));
-    INSERT INTO workitems (due, expires, state, priority, queue, id, type, reference, content_type, properties, body)
+    INSERT INTO workitems (
+        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
+    )
         VALUES (
             CASE WHEN at > now() THEN at END, greatest(at, now()) + send.expiration, CASE WHEN at > now() THEN 1 ELSE 0 END,
-            coalesce(send.priority, 0), place, named, send.type, coalesce(send.reference, ''), 'application/json',
-            known::text, convert_to(send.body::text, 'UTF8')
+            coalesce(send.priority, 0), place, named, send.type, nullif(send.reference, ''),
+            session_user || '@' || coalesce(host(inet_client_addr()), 'local') || ':' || pg_backend_pid(),
+            'application/json', known::text, convert_to(send.body::text, 'UTF8')
         );
     IF send.notify THEN
         PERFORM pg_notify('@name@', place);

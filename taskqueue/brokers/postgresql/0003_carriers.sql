@@ -3,8 +3,12 @@
 
 -- Ends deliveries of a carrier, and stores what that implies.  me: null for workitems that are lent to nobody.
 -- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
--- place: where the row is, as the claim said; only VACUUM FULL and the like move rows, and they are looked for then.
-CREATE FUNCTION @schema@.settle(me bigint, ends json, releases json, sends json, bodies bytea, lanes json)
+-- place: where the row is, as the claim or the last report said; only VACUUM FULL and the like move rows beside that, and
+-- they are looked for then.
+-- state: of what has ended, if it is to be kept; with a story, all of it.  sender: who sends what has no other one.
+CREATE FUNCTION @schema@.settle(
+    me bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text
+)
 RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -19,20 +23,23 @@ BEGIN
         WITH gone AS (
             DELETE FROM workitems w
             USING json_to_recordset(todo) AS e (
-                place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, at integer,
-                size integer
+                place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, story text,
+                at integer, size integer
             )
             WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
-            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.id, w.type, w.queue,
-                w.reference, e.state, e.worker, e.error, e.result_type, e.at, e.size
+            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
+                w.reference, w.sender, w.running, e.state, e.worker, e.error, e.result_type, e.story, e.at, e.size
         ), past AS (
             INSERT INTO history (
-                seq, sent, ended, attempt, crashes, state, id, type, queue, reference, worker, error, result_type, result
+                seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+                result_type, story, running, result
             )
             SELECT
-                seq, sent, now(), attempt, crashes, state, id, type, queue, reference, coalesce(worker, ''),
-                coalesce(error, ''), coalesce(result_type, ''), substr(bodies, at + 1, size)
-            FROM gone WHERE state IS NOT NULL
+                g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
+                g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
+                coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
+                substr(bodies, g.at + 1, g.size)
+            FROM gone g WHERE g.state IS NOT NULL
         )
         SELECT array_agg(seq) INTO found FROM gone;
         counted := counted || found;
@@ -46,8 +53,8 @@ BEGIN
     END LOOP;
     IF releases IS NOT NULL THEN
         WITH back AS (
-            UPDATE workitems w SET state = 0, carrier = NULL
-            FROM json_to_recordset(releases) AS r (place tid, seq bigint)
+            UPDATE workitems w SET state = 0, carrier = NULL, running = '', story = coalesce(r.story, w.story)
+            FROM json_to_recordset(releases) AS r (place tid, seq bigint, story text)
             WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq
         )
@@ -55,7 +62,7 @@ BEGIN
         counted := counted || found;
         IF coalesce(cardinality(found), 0) < json_array_length(releases) THEN
             WITH back AS (
-                UPDATE workitems w SET state = 0, carrier = NULL
+                UPDATE workitems w SET state = 0, carrier = NULL, running = ''
                 WHERE w.seq = ANY (ARRAY(SELECT r.seq FROM json_to_recordset(releases) AS r (seq bigint)))
                     AND w.state = held AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
                 RETURNING w.seq
@@ -68,7 +75,7 @@ BEGIN
         sends := (SELECT json_agg(s) FROM json_array_elements(sends) s WHERE (s->>'parent')::bigint = ANY (counted));
     END IF;
     IF sends IS NOT NULL THEN
-        PERFORM store(sends, bodies, lanes);
+        PERFORM store(sends, bodies, lanes, sender);
     END IF;
     RETURN counted;
 END
@@ -103,7 +110,8 @@ BEGIN
         SELECT
             array_agg(json_build_array(
                 t.seq, t.place, t.priority, date_part('epoch', t.sent), length(t.body), t.expired_in, t.id, t.type,
-                t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties
+                t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties, t.sender,
+                t.story
             )),
             string_agg(t.body, '')
             INTO part, blob
@@ -147,10 +155,13 @@ BEGIN
             RETURNING *
         )
         INSERT INTO history (
-            seq, sent, ended, attempt, crashes, state, id, type, queue, reference, worker, error, result_type
+            seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+            result_type, story, running
         )
-        SELECT seq, sent, now(), attempt, crashes, 'expired', id, type, expired_in, reference, '', 'expired', ''
-        FROM late WHERE starts_with(expired_in, 'worker_');
+        SELECT
+            seq, sent, now(), attempt, crashes, priority, 'expired', id, type, expired_in, reference, sender, '', 'expired',
+            '', story, ''
+        FROM late WHERE expired_in = 'taskqueue' OR starts_with(expired_in, 'worker_');
     END IF;
 END
 $$;
@@ -158,9 +169,11 @@ $$;
 -- Settles and claims: one statement, one commit.  Raises TQ001 where the lease is not this carrier's any more.
 -- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
 -- due: seconds until the next workitem is due; said where a claim left room.
+-- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
 CREATE FUNCTION @schema@.turn(
-    me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, claims json, told text[],
-    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision
+    me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
+    reports json, told text[],
+    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
@@ -176,7 +189,10 @@ BEGIN
         -- A crash of the server may lose a claim: see `resume`.
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
-        counted := to_json(settle(me, ends, releases, sends, bodies, lanes));
+        counted := to_json(settle(me, ends, releases, sends, bodies, lanes, sender));
+    END IF;
+    IF reports IS NOT NULL THEN
+        moved := report(me, reports);
     END IF;
     lent_bodies := '';
     IF claims IS NOT NULL THEN
@@ -193,6 +209,19 @@ BEGIN
     lent := array_to_json(found_all);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
+$$;
+
+-- Writes down what runs.
+CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
+LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    WITH said AS (
+        UPDATE workitems w SET running = r.running
+        FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
+        WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 2 AND w.carrier = me
+        RETURNING w.seq, w.ctid AS place
+    )
+    SELECT json_agg(json_build_array(seq, place)) FROM said
 $$;
 
 -- A new carrier; the one that it was before, if it was one, is gone.
@@ -223,7 +252,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    UPDATE workitems w SET state = 0, carrier = NULL
+    UPDATE workitems w SET state = 0, carrier = NULL, running = ''
         WHERE w.state = 2 AND w.carrier = me AND NOT EXISTS (
             SELECT FROM json_to_recordset(held) AS h (seq bigint, id text) WHERE h.seq = w.seq AND h.id = w.id
         );
@@ -253,7 +282,7 @@ $$;
 -- Gives everything back that a carrier had, and forgets it.
 CREATE FUNCTION @schema@.bury(dead bigint) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    UPDATE workitems SET state = 0, carrier = NULL WHERE state = 2 AND carrier = dead;
+    UPDATE workitems SET state = 0, carrier = NULL, running = '' WHERE state = 2 AND carrier = dead;
     DELETE FROM carriers WHERE id = dead
 $$;
 

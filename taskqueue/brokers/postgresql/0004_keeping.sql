@@ -21,10 +21,12 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_
     ) t
 $$;
 
-CREATE FUNCTION @schema@.end_letters(ends json, sends json, bodies bytea, lanes json, told text[]) RETURNS json
+CREATE FUNCTION @schema@.end_letters(
+    ends json, sends json, bodies bytea, lanes json, sender text, told text[]
+) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
-    counted bigint[] := settle(NULL, ends, NULL, sends, bodies, lanes);
+    counted bigint[] := settle(NULL, ends, NULL, sends, bodies, lanes, sender);
 BEGIN
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
     RETURN to_json(counted);
@@ -79,6 +81,3 @@ END
 $$;
 
 SELECT @schema@.make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
-
--- Nobody but the owner, until somebody is granted something.
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA @schema@ FROM PUBLIC;

@@ -10,8 +10,8 @@ from taskqueue.brokers.postgresql.dead import PostgreSQLDeadLetters
 from taskqueue.brokers.postgresql.engine import Engine
 from taskqueue.brokers.postgresql.place import Place, parse
 from taskqueue.brokers.postgresql.producer import PostgreSQLProducer
+from taskqueue.brokers.postgresql.store import PostgreSQLStore
 from taskqueue.clock import SYSTEM, Clock
-from taskqueue.errors import Unsupported
 from taskqueue.store import Store
 
 __all__ = ["PostgreSQLBroker", "open_broker"]
@@ -21,7 +21,7 @@ class PostgreSQLBroker:
     """All consumers share one connection and one lease; each producer has its own connection."""
 
     def __init__(self, place: Place, options: Options, clock: Clock = SYSTEM) -> None:
-        self.capabilities = Capabilities(several_hosts=True, priorities=True)
+        self.capabilities = Capabilities(several_hosts=True, priorities=True, store=True)
         self._place = place
         self._clock = clock
         chores = options.results_queue, options.results_max_length, options.dead_retention
@@ -43,7 +43,7 @@ class PostgreSQLBroker:
         self._engine.watch(told)
 
     def store(self) -> Store:
-        raise Unsupported("postgresql:// answers no questions about workitems; sqlite:/// and memory:// do")
+        return PostgreSQLStore(self._place)
 
     async def declare(self, queue: str) -> bool:
         made: bool = await self._engine.call("declare", queue)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.postgresql.engine import Engine
 from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.errors import BrokerError
-from taskqueue.outcome import Release, effects
+from taskqueue.outcome import Release
 
 __all__ = ["PostgreSQLConsumer"]
 
@@ -27,6 +27,12 @@ CLOSE_WITHIN = 5.0  # seconds that closing waits for a database that is away
 class _Settling:
     ended: list[tuple[Ended, Row]]
     counted: asyncio.Future[set[int]]
+
+
+@dataclass(slots=True, eq=False)
+class _Report:
+    underway: Sequence[Underway]
+    stored: asyncio.Future[None]
 
 
 class PostgreSQLConsumer:
@@ -48,6 +54,9 @@ class PostgreSQLConsumer:
         self._ready: deque[Delivery] = deque()
         self._settling: list[_Settling] = []
         self._settled: list[_Settling] = []  # by the statement that is under way
+        self._reports: list[_Report] = []
+        self._reported: list[_Report] = []  # in the statement that is under way
+        self._moved: dict[int, str] = {}  # where rows are since something was said of them
         self._paused = True
         self._declared = False
         self._wake = asyncio.Event()
@@ -103,8 +112,8 @@ class PostgreSQLConsumer:
             self._settled.append(settling)
             count += len(settling.ended)
             for ended, row in settling.ended:
-                todo = effects(row.workitem, ended.outcome, ended.rules, queue=self._queue, now=parcel.now)
-                parcel.end(row, self._queue, ended.outcome, ended.rules, todo)
+                parcel.end(self._now_at(row), ended)
+        self._say(parcel)
         self._room = 0 if self._paused else max(0, self._reserve - len(self._lent))
         if not self._room or not (count or self._hungry):
             self._room = 0
@@ -114,11 +123,29 @@ class PostgreSQLConsumer:
         self._whole = self._whole or not self._marks
         return {"queue": self._queue, "room": self._room, "after": {} if self._whole else self._marks}
 
-    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
+    def _say(self, parcel: Parcel) -> None:
+        """Put what runs into `parcel`, but for what has ended meanwhile."""
+        self._reported, self._reports = self._reports, []
+        for report in self._reported:
+            for one in report.underway:
+                delivery, row = self._lent.get(one.delivery.tag, (None, None))
+                if row is not None and delivery is one.delivery:
+                    parcel.report(self._now_at(row), one.run, one.progress)
+        if not parcel.reports:  # so there may be no statement
+            self._reported = _said(self._reported)
+
+    def _now_at(self, row: Row) -> Row:
+        place = self._moved.pop(row.seq, None) if self._moved else None
+        return row if place is None else row._replace(place=place)
+
+    def finish(self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str]) -> None:
         settled, self._settled = self._settled, []
         for settling in settled:
             if not settling.counted.done():
                 settling.counted.set_result(counted)
+        if moved:
+            self._moved.update((seq, moved[seq]) for seq in self._held() if seq in moved)
+        self._reported = _said(self._reported)
         if claimed is None:
             return
         for row in claimed:
@@ -149,9 +176,12 @@ class PostgreSQLConsumer:
             self._hungry = False
 
     def held(self) -> dict[int, str]:
+        return {seq: row.stored_id for seq, row in self._held().items()}
+
+    def _held(self) -> dict[int, Row]:
         pending = [row for settling in self._settling for _, row in settling.ended]
         lent = [row for _, row in self._lent.values()]
-        return {row.seq: row.stored_id for row in (*pending, *lent)}
+        return {row.seq: row for row in (*pending, *lent)}
 
     def rung(self, queue: str) -> None:
         if not queue or queue == self._queue:
@@ -164,6 +194,8 @@ class PostgreSQLConsumer:
         self._lent.clear()
         self._ready.clear()
         self._marks.clear()
+        self._moved.clear()
+        self._reports = _said(self._reports)
         pending, self._settling = self._settling, []
         for settling in pending:
             if not settling.counted.done():
@@ -206,13 +238,19 @@ class PostgreSQLConsumer:
         return self._settle(taken) if taken else None
 
     async def report(self, underway: Sequence[Underway]) -> None:
-        pass
+        if self.closed:
+            return
+        report = _Report(underway, asyncio.get_running_loop().create_future())
+        self._reports.append(report)
+        self._engine.poke()
+        await report.stored
 
     async def close(self) -> None:
         if self.closed:
             return
         self.closed = self._paused = self._lease.lost = True
         self._ready.extend(delivery for delivery, _ in self._lent.values() if delivery not in self._ready)
+        self._reports = _said(self._reports)
         self._wake.set()
         if self._later is not None:
             self._later.cancel()
@@ -223,3 +261,11 @@ class PostgreSQLConsumer:
                     await asyncio.shield(given_back)
                 await self._engine.settled()
         self._engine.members.remove(self)
+
+
+def _said(reports: Sequence[_Report]) -> list[_Report]:
+    """They are stored, or there is nothing to say any more."""
+    for report in reports:
+        if not report.stored.done():
+            report.stored.set_result(None)
+    return []

@@ -13,7 +13,7 @@ from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.rows import Parcel, Row, unpack
 from taskqueue.brokers.postgresql.session import Translated, connect_async
 from taskqueue.clock import Clock
-from taskqueue.outcome import effects
+from taskqueue.store import sender
 from taskqueue.workitem import DEAD_LETTERS
 
 __all__ = ["PostgreSQLDeadLetters"]
@@ -29,6 +29,7 @@ class PostgreSQLDeadLetters:
         self._clock = clock
         self._lease = Lease()
         self._connection: psycopg.AsyncConnection | None = None
+        self._sender = sender()
         self._using = asyncio.Lock()
         self._rows: dict[int, tuple[str, float]] = {}  # by the tags of what was shown
 
@@ -59,11 +60,12 @@ class PostgreSQLDeadLetters:
             if tag not in rows:
                 place, sent = self._rows[tag]
                 rows[tag] = Row(tag, place, 0, sent, letter)
-                todo = effects(letter, item.outcome, item.rules, queue=DEAD_LETTERS, now=parcel.now)
-                parcel.end(rows[tag], DEAD_LETTERS, item.outcome, item.rules, todo)
+                parcel.end(rows[tag], item)
         ends, releases, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
-        (counted,) = await self._call("end_letters(%s, %s, %b, %s, %s)", ends, sends, bodies, lanes, told)
+        (counted,) = await self._call(
+            "end_letters(%s, %s, %b, %s, %s, %s)", ends, sends, bodies, lanes, self._sender, told
+        )
         there = set(counted)
         if releases:  # they stay where they are, if they are there
             kept = [row.place for row in rows.values()]

@@ -7,8 +7,8 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
 from taskqueue.brokers.postgresql.listener import Listener, stop
@@ -17,6 +17,7 @@ from taskqueue.brokers.postgresql.process import home, is_gone
 from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
 from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
+from taskqueue.store import sender
 
 __all__ = ["Engine", "Member"]
 
@@ -31,10 +32,13 @@ class Member(Protocol):
     """A consumer, as its engine sees it."""
 
     def begin(self, parcel: Parcel) -> dict[str, object] | None:
-        """Put what has ended into `parcel`; the claim to make, if there is one."""
+        """Put what has ended and what runs into `parcel`; the claim to make, if there is one."""
 
-    def finish(self, counted: set[int], claimed: list[Row] | None) -> None:
-        """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made."""
+    def finish(self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str]) -> None:
+        """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made.
+
+        moved: where the rows are now of which something was said.
+        """
 
     def held(self) -> dict[int, str]:
         """The numbers of all that it was lent and that is not settled, with the ids of the workitems."""
@@ -46,6 +50,14 @@ class Member(Protocol):
         """Everything that was lent is lost."""
 
 
+class _Answer(NamedTuple):
+    """Which deliveries counted, what was lent for each claim, and the rows that have moved."""
+
+    counted: set[int]
+    lent: Mapping[int, list[Row]]
+    moved: Mapping[int, str]
+
+
 class Engine:
     """Makes one statement of what all consumers of a carrier settle and want, and then the next one."""
 
@@ -54,6 +66,7 @@ class Engine:
         self.members: list[Member] = []
         self._chores = chores
         self._link = Link(place, self)
+        self._sender = sender()
         self._under_way: dict[int, str] = {}
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -111,48 +124,51 @@ class Engine:
                 parcel = Parcel(self.clock.wall())
                 wants = [(member, member.begin(parcel)) for member in self.members]
                 claims = [{"number": n, **want} for n, (_, want) in enumerate(wants) if want is not None]
-                if not claims and not parcel.ends and not parcel.releases:
+                if not (claims or parcel.ends or parcel.releases or parcel.reports):
                     return
                 generation = self._link.lost
                 self._under_way = parcel.settled
-                counted, lent = await self._turn(parcel, claims)
+                answer = await self._turn(parcel, claims)
                 self._under_way = {}
                 for number, (member, want) in enumerate(wants):
-                    claimed = lent.get(number, []) if want is not None and generation == self._link.lost else None
-                    member.finish(counted, claimed)
+                    known = want is not None and generation == self._link.lost
+                    claimed = answer.lent.get(number, []) if known else None
+                    member.finish(answer.counted, claimed, answer.moved)
         finally:
             self._working = None
 
-    async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> tuple[set[int], dict[int, list[Row]]]:
-        """Settle and claim: which deliveries counted, and what was lent for each claim."""
+    async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> _Answer:
+        """Settle, claim, and say what runs."""
         ends, releases, sends, bodies, lanes = parcel.texts()
         wanted = json.dumps(claims) if claims else None
+        reports = json.dumps(parcel.reports) if parcel.reports else None
         generation = self._link.lost
         sent_in: int | None = None
 
-        async def attempt() -> tuple[set[int], dict[int, list[Row]]]:
+        async def attempt() -> _Answer:
             nonlocal sent_in
             async with self._link.connected() as connection:
                 if generation != self._link.lost:
-                    return set(), {}
+                    return _Answer(set(), {}, {})
                 broke = sent_in is not None and sent_in != self._link.resumed
                 settled = parcel.settled.keys()
                 if broke and settled and not settled & self._link.not_over:
-                    return set(settled), {}  # it broke behind the commit
+                    return _Answer(set(settled), {}, {})  # it broke behind the commit
                 sent_in = self._link.resumed
                 told = self._teller.now(parcel.told) if self._teller is not None and parcel.told else []
                 row = await self._link.row(
                     connection,
-                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s)",
-                    self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, wanted, told,
+                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s, %s, %s)",
+                    self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
+                    reports, told,
                 )  # fmt: skip
-                counted, lent, lent_bodies, due = row
+                counted, lent, lent_bodies, due, moved = row
                 self._wait_for(due)
-                return set(counted or ()), _share(lent, lent_bodies)
+                return _Answer(set(counted or ()), _share(lent, lent_bodies), dict(moved or ()))
 
-        def lose() -> tuple[set[int], dict[int, list[Row]]]:
+        def lose() -> _Answer:
             self._link.lose("the database says so")
-            return set(), {}
+            return _Answer(set(), {}, {})
 
         found = await self._link.patiently(attempt, lose)
         for queue in parcel.told:
@@ -180,7 +196,7 @@ class Engine:
 
     async def _tell(self, queues: list[str]) -> None:
         async with self._link.connected() as connection:
-            await self._link.row(connection, "SELECT {}.put(NULL, NULL, NULL, %s)", queues)
+            await self._link.row(connection, "SELECT {}.put(NULL, NULL, NULL, NULL, %s)", queues)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -10,14 +10,21 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from taskqueue.outcome import Crashed, Dead, Done, Effects, Failed, Outcome, Payload, Rules, TimedOut
+from taskqueue.broker import Ended
+from taskqueue.brokers.postgresql.history import Past, past
+from taskqueue.outcome import effects
 from taskqueue.properties import from_text, to_text
+from taskqueue.record import Progress, Run
+from taskqueue.story import told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
-__all__ = ["REPLIES", "Parcel", "Row", "array", "unpack", "usable"]
+__all__ = ["ENDED", "REPLIES", "Parcel", "Row", "array", "clean", "stored_id", "unpack", "usable"]
 
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
+
+ENDED = "taskqueue.ended"
+"""What is notified of when records of workitems have ended; no queue has this name."""
 
 MAX_NAME = 255  # characters in the name of a queue
 MAX_INDEXED = 500  # characters of what is indexed: an entry of a btree has room for 2,700 bytes
@@ -29,22 +36,27 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Row(NamedTuple):
-    """A workitem in the database: its number, the place of its row, and when it was sent first (POSIX seconds)."""
+    """A workitem in the database: its number, the place of its row, and what goes on from row to row while it lives.
+
+    sent: POSIX seconds.  story: see `taskqueue.story`.
+    """
 
     seq: int
     place: str
     priority: int
     sent: float
     workitem: Workitem
+    sender: str = ""
+    story: str = ""
 
     @property
     def stored_id(self) -> str:
         """The workitem's id, as its column has it."""
-        return _clean(self.workitem.id)[:MAX_INDEXED]
+        return stored_id(self.workitem.id)
 
 
 class Parcel:
-    """What one statement settles and sends.
+    """What one statement settles, sends, and says of what runs.
 
     settled: the numbers of all deliveries that are settled, with the ids of their workitems.
     """
@@ -54,6 +66,7 @@ class Parcel:
         self.ends: list[dict[str, object]] = []
         self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, object]] = []
+        self.reports: list[dict[str, object]] = []
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
         self._lanes: dict[tuple[str, object], bool] = {}
@@ -61,30 +74,44 @@ class Parcel:
         self._size = 0
         self._last: tuple[bytes | None, int] = (None, 0)
 
-    def end(self, row: Row, queue: str, outcome: Outcome, rules: Rules, effects: Effects) -> None:
-        """The delivery of `row` has ended: `effects` is what that implies."""
+    def end(self, row: Row, ended: Ended) -> None:
+        """The delivery of `row` has ended."""
+        queue = ended.delivery.queue
         self.settled[row.seq] = row.stored_id
-        if not effects.ends:
-            self.releases.append({"seq": row.seq, "place": row.place})
+        todo = effects(row.workitem, ended.outcome, ended.rules, queue=queue, now=self.now)
+        before = past(ended, row.workitem, row.story, self.now)
+        end: dict[str, object] = {"seq": row.seq, "place": row.place}
+        if not todo.ends:
+            if before is not None:
+                end["story"] = before.story
+            self.releases.append(end)
             self.told.add(queue)
             return
-        end: dict[str, object] = {"seq": row.seq, "place": row.place}
-        if queue.startswith("worker_"):
-            state = _state(row.workitem, outcome, rules)
-            if state is not None:
-                result = state.pop("result")
-                if isinstance(result, Payload):
-                    at, size = self._place(result.body)
-                    state |= {"result_type": _clean(result.content_type), "at": at, "size": size}
-                end |= state
-                if rules.worker:
-                    end["worker"] = _clean(rules.worker)
+        if before is not None and before.state is not None:
+            end |= self._kept(before, ended.rules.worker)
         self.ends.append(end)
-        for send in effects.sends:
+        for send in todo.sends:
             item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
             item["parent"] = row.seq
-            if send.queue == queue:  # tried again: it was sent when it was sent
-                item["sent"] = row.sent
+            if before is not None and send.goes_on:
+                item |= {"sent": row.sent, "sender": row.sender, "story": before.story}
+
+    def _kept(self, before: Past, worker: str) -> dict[str, object]:
+        """What the history gets of what has ended."""
+        self.told.add(ENDED)
+        kept: dict[str, object] = {"state": before.state, "error": clean(before.error), "worker": clean(worker)}
+        if before.crashes:
+            kept["crashes"] = before.crashes
+        if before.whole:
+            kept["story"] = before.story
+        if before.result is not None:
+            at, size = self._place(before.result.body)
+            kept |= {"result_type": clean(before.result.content_type), "at": at, "size": size}
+        return kept
+
+    def report(self, row: Row, run: Run, progress: Progress | None) -> None:
+        """The delivery of `row` is running."""
+        self.reports.append({"seq": row.seq, "place": row.place, "running": told(run, progress)})
 
     def send(self, queue: str, workitem: Workitem, *, optional: bool = False) -> dict[str, object]:
         """Store a workitem; optional: only where the queue exists."""
@@ -97,7 +124,7 @@ class Parcel:
         item: dict[str, object] = {"queue": queue, "at": at, "size": size}
         for name in _KEPT:
             value = getattr(workitem, name)
-            item[name] = known = _clean(value)
+            item[name] = known = clean(value)
             if name in ("id", "reference") and len(known) > MAX_INDEXED:
                 item[name] = known = known[:MAX_INDEXED]
             if known != value:
@@ -139,7 +166,7 @@ class Parcel:
         return _encode(self.sends[0]), self._bodies[0]
 
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
-        """What ends, is released and is sent, as the database's functions take it; the bodies; the queues concerned."""
+        """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
         lanes = [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
         return (
             _encode(self.ends) if self.ends else None,
@@ -150,9 +177,14 @@ class Parcel:
         )
 
 
+def stored_id(id: str) -> str:
+    """An id as its column has it."""
+    return clean(id)[:MAX_INDEXED]
+
+
 def usable(queue: str) -> bool:
     """Whether a queue may be named so."""
-    return 0 < len(queue) <= MAX_NAME and _clean(queue) == queue
+    return 0 < len(queue) <= MAX_NAME and clean(queue) == queue
 
 
 def array(numbers: Iterable[int]) -> str:
@@ -165,12 +197,13 @@ def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[
     found: list[Row] = []
     at = 0
     for item in items or ():
-        seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item
+        seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item[:14]
         attempt, crashes, failures = counters
+        sender, story = item[14:] or ("", "")
         more = {
             "id": id,
             "type": type,
-            "reference": reference,
+            "reference": reference or "",
             "content_type": content_type,
             **(from_text(properties) if properties else {}),
         }
@@ -180,30 +213,11 @@ def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[
         body = (bodies or b"")[at : at + size]
         at += size
         workitem = Workitem(body=body, attempt=attempt, crashes=crashes, failures=failures, **more)
-        found.append(Row(seq, place, priority, sent, workitem))
+        found.append(Row(seq, place, priority, sent, workitem, sender, story))
     return found
 
 
-def _state(workitem: Workitem, outcome: Outcome, rules: Rules) -> dict[str, object] | None:
-    """How a workitem ended, for the history; None where it goes on."""
-    match outcome:
-        case Done(result):
-            return {"state": "succeeded", "result": result}
-        case Failed(error, _, result):
-            return {"state": "failed", "error": _clean(error), "result": result}
-        case Crashed(how, result) if workitem.crashes + 1 >= rules.max_crashes:
-            return {
-                "state": "dead", "error": _clean(f"crashed: {how}"), "crashes": workitem.crashes + 1, "result": result
-            }  # fmt: skip
-        case TimedOut(limit, result):
-            return {"state": "dead", "error": f"timed out: time limit of {limit:g} s", "result": result}
-        case Dead(reason, detail, result):
-            return {"state": "dead", "error": _clean(f"{reason}: {detail}" if detail else reason), "result": result}
-        case _:
-            return None
-
-
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """`text` as PostgreSQL can store it: it knows neither NUL nor half of a character."""
     if text.isascii() and "\0" not in text:
         return text

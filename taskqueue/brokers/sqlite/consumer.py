@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
-from taskqueue.brokers.sqlite.history import Ending, ending, told
+from taskqueue.brokers.sqlite.history import Ending, ending
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
+from taskqueue.story import told
 from taskqueue.workitem import Workitem
 
 __all__ = ["SQLiteConsumer"]
@@ -150,7 +151,9 @@ class SQLiteConsumer:
             self._wake.set()
 
     async def report(self, underway: Sequence[Underway]) -> None:
-        running = [(told(one), one.delivery.tag) for one in underway if one.delivery.tag in self._lives]
+        running = [
+            (told(one.run, one.progress), one.delivery.tag) for one in underway if one.delivery.tag in self._lives
+        ]
 
         def work(connection: sqlite3.Connection, _: Outbox) -> None:
             queues.report(connection, self._engine.carrier, running)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from taskqueue.broker import Ended, Underway
+from taskqueue.broker import Ended
 from taskqueue.brokers.sqlite.schema import SCHEDULED, Life
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Done, Effects, Payload, effects
-from taskqueue.record import Attempt, Progress, Record, Run, attempt_of
+from taskqueue.record import Record, attempt_of
+from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem, sent_at
 
-__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "records", "told"]
+__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "records"]
 
 ENDED_COLUMNS = "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result"
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs as much as what it does
 
 
 class Ending(NamedTuple):
@@ -43,7 +41,7 @@ def ending(item: Ended, life: Life | None, now: float) -> Ending:
         return Ending(todo)
     state = after(workitem, outcome, rules, now)
     attempt = attempt_of(workitem, outcome, state, now=now, run=item.run, log=item.log)
-    life = life if attempt is None else Life(life.born, life.sender, _more(life.story, attempt))
+    life = life if attempt is None else Life(life.born, life.sender, more(life.story, attempt))
     if state not in ENDED or rules.history == "off":
         return Ending(todo, life)
     result = outcome.result if isinstance(outcome, Done) and rules.history == "full" else None
@@ -77,27 +75,6 @@ def expired(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
 def cancelled(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
     """The values of ENDED_COLUMNS for what was cancelled."""
     return _ended(workitem, life, State.CANCELLED, now)
-
-
-def _more(story: str, attempt: Attempt) -> str:
-    run = attempt.run
-    if run is None or run.cpu is None or run.ended is None or attempt[3:] != ("", "", None, ()):
-        text = _encode(attempt)
-    else:  # nothing to tell, as nearly always: in two fifths of the time
-        where = _where(run.host, run.user, run.pid)
-        how = f"{run.started:.6f},{run.ended:.6f},{run.cpu:.6f},{run.memory or 'null'}"
-        text = f'[{attempt.number},"{attempt.outcome}",[{where},{how}],"","",null,[]]'
-    return f"{story[:-1]},{text}]" if story else f"[{text}]"
-
-
-@lru_cache(maxsize=1024)
-def _where(host: str, user: str, pid: int) -> str:
-    return _encode((host, user, pid))[1:-1]
-
-
-def told(one: Underway) -> str:
-    """What the column `running` has for it."""
-    return _encode((one.run, one.progress))
 
 
 # From rows to records.
@@ -142,39 +119,25 @@ def records(
 
 
 def _from_live(row: Sequence[Any]) -> Record:
-    seq, born, id, type, reference, priority, number, sender, due, attempt, story, running = row
-    attempts = _attempts(story)
-    run, progress = _running(running)
+    seq, born, id, type, reference, priority, number, sender, due, attempt, story, said = row
+    tried = attempts(story)
+    run, progress = running(said)
     if run is not None:
         state = State.RUNNING
-    elif attempt > 1 or (attempts and attempts[-1].outcome != "released"):
+    elif attempt > 1 or (tried and tried[-1].outcome != "released"):
         state = State.RETRYING
     else:
         state = State.SCHEDULED if number == SCHEDULED else State.WAITING
     return Record(
         id=id, type=type, state=state, sent=(born or seq) / 1e6, sender=sender, reference=reference,
-        priority=priority, due=due, attempts=attempts, running=run, progress=progress,
+        priority=priority, due=due, attempts=tried, running=run, progress=progress,
     )  # fmt: skip
 
 
 def _from_ended(row: Sequence[Any]) -> Record:
-    born, id, type, reference, priority, state, sender, ended, story, running, result_type, result = row
+    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result = row
     return Record(
         id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
-        ended=ended, attempts=_attempts(story), progress=_running(running)[1],
+        ended=ended, attempts=attempts(story), progress=running(said)[1],
         result=None if result is None else Payload(result, result_type),
     )  # fmt: skip
-
-
-def _attempts(story: str) -> tuple[Attempt, ...]:
-    return tuple(
-        Attempt(number, outcome, run and Run(*run), error, traceback, again, tuple(log))
-        for number, outcome, run, error, traceback, again, log in json.loads(story or "[]")
-    )
-
-
-def _running(text: str) -> tuple[Run | None, Progress | None]:
-    if not text:
-        return None, None
-    run, progress = json.loads(text)
-    return Run(*run), progress and Progress(*progress)

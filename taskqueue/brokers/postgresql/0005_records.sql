@@ -1,0 +1,60 @@
+-- What is asked about work: see the view `tasks`.
+
+-- The latest life of a workitem; none where there is no such thing.
+CREATE FUNCTION @schema@.record(sought text) RETURNS SETOF @schema@.tasks
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM live t WHERE t.id = sought ORDER BY t.sent DESC, t.seq DESC LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT * FROM tasks t WHERE t.id = sought ORDER BY t.sent DESC, t.seq DESC LIMIT 1;
+    END IF;
+END
+$$;
+
+-- Work of a reference, of a type, in one of some states (null: of any), the latest that was sent first.
+-- What is asked decides which index is used, so no plan is kept.
+CREATE FUNCTION @schema@.records(about text, kind text, states text[], most integer) RETURNS SETOF @schema@.tasks
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
+SET plan_cache_mode = force_custom_plan AS $$
+BEGIN
+    IF about IS NOT NULL THEN  -- they are few: never by a look at everything that was sent
+        RETURN QUERY
+            WITH found AS MATERIALIZED (SELECT * FROM tasks t WHERE t.reference = about)
+            SELECT * FROM found f
+            WHERE (kind IS NULL OR f.type = kind) AND (states IS NULL OR f.state = ANY (states))
+            ORDER BY f.sent DESC, f.seq DESC LIMIT most;
+    ELSE
+        RETURN QUERY
+            SELECT * FROM tasks t
+            WHERE (kind IS NULL OR t.type = kind) AND (states IS NULL OR t.state = ANY (states))
+            ORDER BY t.sent DESC, t.seq DESC LIMIT most;
+    END IF;
+END
+$$;
+
+-- Takes out of its queue for good what waits or is scheduled; false where it is too late for that.
+CREATE FUNCTION @schema@.cancel(sought text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    WITH gone AS (
+        DELETE FROM workitems w
+        WHERE w.id = sought AND w.state IN (0, 1) AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+        RETURNING w.*
+    )
+    INSERT INTO history (
+        seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+        result_type, story, running
+    )
+    SELECT
+        g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, 'cancelled', g.id, g.type, g.queue, g.reference, g.sender,
+        '', '', '', g.story, ''
+    FROM gone g;
+    IF FOUND THEN
+        PERFORM pg_notify('@name@', 'taskqueue.ended');
+    END IF;
+    RETURN FOUND;
+END
+$$;
+
+-- Nobody but the owner, until somebody is granted something.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA @schema@ FROM PUBLIC;

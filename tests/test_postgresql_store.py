@@ -1,0 +1,122 @@
+"""What PostgreSQL adds to the store's contract: the view to join with, its plans, and who wakes up who waits."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from databases import PRODUCER, PostgreSQL, with_schema
+from embedded import drain, run
+
+from taskqueue.broker import Broker, connect
+from taskqueue.brokers.postgresql import line
+from taskqueue.lifecycle import State
+from taskqueue.workitem import Workitem
+
+JOIN = """
+SELECT o.id, t.state FROM orders o JOIN taskqueue.tasks t ON t.reference = 'order:' || o.id
+WHERE o.id = ANY (%s) ORDER BY o.id
+"""
+MANY = """
+INSERT INTO taskqueue.history
+SELECT n, now(), now(), 1, 0, 0, 'succeeded', 'past' || n, 't', 'worker_t', 'past:' || n, '', '', '', '', '', '', NULL
+FROM generate_series(1, 3000) n;
+INSERT INTO taskqueue.workitems (queue, id, type, reference, body)
+SELECT 'worker_t', 'waiting' || n, 't', 'waiting:' || n, '' FROM generate_series(1, 3000) n;
+ANALYZE;
+"""
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> str:
+    return postgresql.database(with_schema)
+
+
+def send(url: str, *workitems: Workitem) -> list[str]:
+    with contextlib.closing(connect(url).producer()) as producer:
+        return producer.send(workitems)
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that a plan does."""
+    return [plan, *(node for child in plan.get("Plans", ()) for node in nodes(child))]
+
+
+def test_business_data_is_joined_with_its_tasks_by_whoever_may_see_them(postgresql: PostgreSQL, database: str) -> None:
+    url = postgresql.url(database)
+    send(url, *(Workitem(body=b"x", type="t", reference=f"order:{n}") for n in (1, 2)))
+
+    async def one(broker: Broker) -> None:
+        await drain(broker.consumer("worker_t", reserve=1), 1)
+
+    run(url, one)
+
+    with contextlib.closing(postgresql.admin(database)) as owner:
+        owner.execute("CREATE TABLE orders AS SELECT n AS id FROM generate_series(1, 3) n")
+        owner.execute(f"GRANT SELECT ON orders, taskqueue.tasks TO {PRODUCER}".encode())
+    with psycopg.connect(postgresql.url(database, user=PRODUCER)) as connection:
+        assert connection.execute(JOIN, ([1, 2, 3],)).fetchall() == [(1, "succeeded"), (2, "waiting")]
+
+
+@pytest.mark.parametrize(
+    ("question", "argument"),
+    [
+        (JOIN, [7]),
+        ("SELECT * FROM taskqueue.tasks WHERE reference = %s", "past:7"),
+        ("SELECT * FROM taskqueue.tasks WHERE id = %s", "waiting7"),
+    ],
+)
+def test_what_is_asked_of_one_business_object_or_workitem_is_found_by_indexes(
+    postgresql: PostgreSQL, database: str, question: str, argument: object
+) -> None:
+    with contextlib.closing(postgresql.admin(database)) as owner:
+        owner.execute("CREATE TABLE orders AS SELECT n AS id FROM generate_series(1, 3) n")
+        owner.execute(MANY.encode())
+        owner.execute("SET enable_seqscan = off")  # the partitions of the next days are empty
+        ((found,),) = owner.execute(f"EXPLAIN (FORMAT json) {question}".encode(), (argument,)).fetchall()
+
+    scanned = [
+        node for node in nodes(found[0]["Plan"]) if "Relation Name" in node and node["Relation Name"] != "orders"
+    ]
+    assert {"workitems", "history_default"} <= {node["Relation Name"] for node in scanned}
+    assert {node["Node Type"] for node in scanned} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+
+
+def test_who_waits_is_woken_by_a_notification(
+    postgresql: PostgreSQL, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "LOOK_EVERY", 600.0)
+    url = postgresql.url(database)
+    ended, cancelled = send(url, *(Workitem(body=b"x", type=type) for type in ("t", "u")))
+    found: list[State] = []
+    store = connect(url).store()
+
+    def wait() -> None:
+        found.extend(store.wait(id, timeout=None).state for id in (ended, cancelled))
+
+    async def one(broker: Broker) -> None:
+        await drain(broker.consumer("worker_t", reserve=1), 1)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    run(url, one)
+    assert store.cancel(cancelled)
+
+    waiting.join(60)
+    store.close()
+    assert found == [State.SUCCEEDED, State.CANCELLED]
+
+
+def test_what_sql_sent_says_which_session_it_was(postgresql: PostgreSQL, database: str) -> None:
+    with psycopg.connect(postgresql.url(database, user=PRODUCER)) as connection:
+        pid = connection.info.backend_pid
+        ((id,),) = connection.execute("SELECT taskqueue.send('t', '1', reference => 'order:1')").fetchall()
+    store = connect(postgresql.url(database)).store()
+
+    (record,) = store.history(reference="order:1")
+
+    store.close()
+    assert (record.id, record.sender) == (id, f"{PRODUCER}@127.0.0.1:{pid}")
