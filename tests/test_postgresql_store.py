@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from databases import PRODUCER, PostgreSQL, with_schema
 from embedded import drain, run
+from system import until
 
 from taskqueue.broker import Broker, connect
 from taskqueue.brokers.postgresql import line
@@ -95,15 +96,20 @@ def test_who_waits_is_woken_by_a_notification(
     store = connect(url).store()
 
     def wait() -> None:
-        found.extend(store.wait(id, timeout=None).state for id in (ended, cancelled))
+        for id in (ended, cancelled):
+            found.append(store.wait(id, timeout=None).state)
 
     async def one(broker: Broker) -> None:
         await drain(broker.consumer("worker_t", reserve=1), 1)
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    run(url, one)
-    assert store.cancel(cancelled)
+    listening = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND query LIKE 'LISTEN%%'"
+    with contextlib.closing(postgresql.admin(database)) as owner:
+        until(lambda: owner.execute(listening, (database,)).fetchone(), "somebody who waits")
+        run(url, one)
+        until(lambda: found, "the first that ended")
+        assert store.cancel(cancelled)
 
     waiting.join(60)
     store.close()
@@ -120,3 +126,28 @@ def test_what_sql_sent_says_which_session_it_was(postgresql: PostgreSQL, databas
 
     store.close()
     assert (record.id, record.sender) == (id, f"{PRODUCER}@127.0.0.1:{pid}")
+
+
+def test_the_latest_are_found_without_a_look_at_all_that_ever_ended(postgresql: PostgreSQL, database: str) -> None:
+    past = """
+    INSERT INTO taskqueue.history
+    SELECT
+        n, now() - age, now() - age, 1, 0, 0, 'succeeded', age || '-' || n, 't', 'worker_t', NULL,
+        '', '', '', '', '', '', NULL
+    FROM generate_series(1, %s) n, CAST(%s AS interval) age
+    """
+    latest = "SELECT count(*), min(id) FROM taskqueue.records(NULL, NULL, NULL, 10)"
+    with contextlib.closing(postgresql.admin(database)) as owner:
+        owner.execute("SET TimeZone = 'UTC'")
+        owner.execute(past.encode(), (30_000, "0.3 hours"))
+        owner.execute("VACUUM ANALYZE taskqueue.history")
+        owner.execute(past.encode(), (10, "0 s"))
+
+        assert owner.execute(latest.encode()).fetchall() == [(10, "00:00:00-1")]
+        ((plan,),) = owner.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {latest}".encode()).fetchall()
+        ((blocks,),) = owner.execute(
+            "SELECT sum(relpages) FROM pg_class WHERE relname ~ '^history_(2|default)' AND relkind = 'r'"
+        ).fetchall()
+
+    looked_at = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
+    assert looked_at < blocks / 3

@@ -112,7 +112,8 @@ CREATE TABLE @schema@.history (
 ) PARTITION BY RANGE (ended);
 CREATE INDEX history_id ON @schema@.history (id);
 CREATE INDEX history_reference ON @schema@.history (reference) WHERE reference IS NOT NULL;
-CREATE INDEX history_sent ON @schema@.history (sent, seq);
+-- Next to nothing to write, and enough to find the latest by (see `records`).
+CREATE INDEX history_ended ON @schema@.history USING brin (ended) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE @schema@.history_default PARTITION OF @schema@.history DEFAULT;
 
 -- Work that is not over.
@@ -130,12 +131,16 @@ CREATE VIEW @schema@.live AS
     FROM @schema@.workitems
     WHERE queue = 'taskqueue' OR starts_with(queue, 'worker_');
 
+-- Work that is over.
+CREATE VIEW @schema@.past AS
+    SELECT
+        id, type, state, reference, priority, sent, NULL::timestamptz AS due, ended, sender, attempt, crashes, error, seq,
+        story, running, result_type, result
+    FROM @schema@.history;
+
 -- All work, for everybody who may see it.  The columns up to `error` stay as they are; the others are for programs of
 -- this project.
 CREATE VIEW @schema@.tasks AS
     SELECT * FROM @schema@.live
     UNION ALL
-    SELECT
-        id, type, state, reference, priority, sent, NULL::timestamptz, ended, sender, attempt, crashes, error, seq, story, running,
-        result_type, result
-    FROM @schema@.history;
+    SELECT * FROM @schema@.past;

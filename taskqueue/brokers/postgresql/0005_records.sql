@@ -12,23 +12,41 @@ END
 $$;
 
 -- Work of a reference, of a type, in one of some states (null: of any), the latest that was sent first.
--- What is asked decides which index is used, so no plan is kept.
 CREATE FUNCTION @schema@.records(about text, kind text, states text[], most integer) RETURNS SETOF @schema@.tasks
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
 SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    span interval := '1 second';
+    since timestamptz;
+    found past[];
 BEGIN
-    IF about IS NOT NULL THEN  -- they are few: never by a look at everything that was sent
-        RETURN QUERY
-            WITH found AS MATERIALIZED (SELECT * FROM tasks t WHERE t.reference = about)
-            SELECT * FROM found f
-            WHERE (kind IS NULL OR f.type = kind) AND (states IS NULL OR f.state = ANY (states))
-            ORDER BY f.sent DESC, f.seq DESC LIMIT most;
-    ELSE
+    IF about IS NOT NULL THEN
         RETURN QUERY
             SELECT * FROM tasks t
-            WHERE (kind IS NULL OR t.type = kind) AND (states IS NULL OR t.state = ANY (states))
+            WHERE t.reference = about AND (kind IS NULL OR t.type = kind) AND (states IS NULL OR t.state = ANY (states))
             ORDER BY t.sent DESC, t.seq DESC LIMIT most;
+        RETURN;
     END IF;
+    -- What was sent since some time has ended since then, too, if at all: so looks at a little of the history suffice.
+    LOOP
+        since := CASE WHEN span < interval '100 days' THEN now() - span ELSE '-infinity' END;
+        found := ARRAY(
+            SELECT t FROM past t
+            WHERE t.ended >= since AND t.sent >= since
+                AND (kind IS NULL OR t.type = kind) AND (states IS NULL OR t.state = ANY (states))
+            ORDER BY t.sent DESC, t.seq DESC LIMIT most
+        );
+        EXIT WHEN cardinality(found) >= most OR since = '-infinity';
+        span := span * 20;
+    END LOOP;
+    RETURN QUERY
+        SELECT * FROM (
+            SELECT * FROM live t
+            WHERE (kind IS NULL OR t.type = kind) AND (states IS NULL OR t.state = ANY (states))
+            UNION ALL
+            SELECT * FROM unnest(found)
+        ) t
+        ORDER BY t.sent DESC, t.seq DESC LIMIT most;
 END
 $$;
 

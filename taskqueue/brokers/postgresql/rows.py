@@ -99,7 +99,9 @@ class Parcel:
     def _kept(self, before: Past, worker: str) -> dict[str, object]:
         """What the history gets of what has ended."""
         self.told.add(ENDED)
-        kept: dict[str, object] = {"state": before.state, "error": clean(before.error), "worker": clean(worker)}
+        kept: dict[str, object] = {"state": before.state, "worker": clean(worker)}
+        if before.error:
+            kept["error"] = clean(before.error)
         if before.crashes:
             kept["crashes"] = before.crashes
         if before.whole:
