@@ -12,9 +12,11 @@ from databases import PRODUCER, PostgreSQL, with_schema
 from embedded import drain, run
 from system import until
 
-from taskqueue.broker import Broker, connect
+from taskqueue.broker import Broker, Ended, Underway, connect
 from taskqueue.brokers.postgresql import line
 from taskqueue.lifecycle import State
+from taskqueue.outcome import Done
+from taskqueue.record import Progress, Run
 from taskqueue.workitem import Workitem
 
 JOIN = """
@@ -114,6 +116,29 @@ def test_who_waits_is_woken_by_a_notification(
     waiting.join(60)
     store.close()
     assert found == [State.SUCCEEDED, State.CANCELLED]
+
+
+def test_what_runs_is_reported_though_its_row_was_moved(postgresql: PostgreSQL, database: str) -> None:
+    url = postgresql.url(database)
+    ids = send(url, *(Workitem(body=b"x", type="t") for _ in range(2)))
+    ran = Run(host="h", user="u", pid=1, started=5.0)
+
+    async def work(broker: Broker) -> list[float]:
+        consumer = broker.consumer("worker_t", reserve=2)
+        first = await consumer.receive(limit=2)
+        with contextlib.closing(postgresql.admin(database)) as owner:
+            for done in range(3):
+                await consumer.report(
+                    [Underway(one, ran, Progress(done=done, total=3, note="", at=6.0)) for one in first]
+                )
+                owner.execute("VACUUM FULL taskqueue.workitems")
+                owner.execute("UPDATE taskqueue.workitems SET failures = 0 WHERE id = %s", (ids[0],))
+        with contextlib.closing(broker.store()) as store:
+            said = [store.record(id).progress for id in ids]
+        assert await consumer.settle([Ended(one, Done(None)) for one in first]) == [True, True]
+        return [progress.done for progress in said if progress is not None]
+
+    assert run(url, work) == [2, 2]
 
 
 def test_what_sql_sent_says_which_session_it_was(postgresql: PostgreSQL, database: str) -> None:

@@ -211,19 +211,6 @@ BEGIN
 END
 $$;
 
--- Writes down what runs.
-CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
-LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-    WITH said AS (
-        UPDATE workitems w SET running = r.running
-        FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
-        WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 2 AND w.carrier = me
-        RETURNING w.seq, w.ctid AS place
-    )
-    SELECT json_agg(json_build_array(seq, place)) FROM said
-$$;
-
 -- A new carrier; the one that it was before, if it was one, is gone.
 CREATE FUNCTION @schema@.register(
     my_term bigint, host text, home text, pid integer, since bigint, heartrate double precision, former bigint

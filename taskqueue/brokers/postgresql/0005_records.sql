@@ -1,4 +1,32 @@
--- What is asked about work: see the view `tasks`.
+-- What is said of work while it runs, and what is asked about it: see the view `tasks`.
+
+-- Writes down what runs: see `turn`.  Rows that have been moved by others are looked for, as in `settle`.
+CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    said json[];
+    found bigint[];
+    more json[];
+BEGIN
+    WITH written AS (
+        UPDATE workitems w SET running = r.running
+        FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
+        WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 2 AND w.carrier = me
+        RETURNING w.seq, w.ctid AS place
+    )
+    SELECT array_agg(json_build_array(seq, place)), array_agg(seq) INTO said, found FROM written;
+    IF coalesce(cardinality(found), 0) < json_array_length(reports) THEN
+        WITH written AS (
+            UPDATE workitems w SET running = r.running
+            FROM json_to_recordset(reports) AS r (seq bigint, running text)
+            WHERE w.seq = r.seq AND w.state = 2 AND w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
+            RETURNING w.seq, w.ctid AS place
+        )
+        SELECT array_agg(json_build_array(seq, place)) INTO more FROM written;
+    END IF;
+    RETURN array_to_json(said || more);
+END
+$$;
 
 -- The latest life of a workitem; none where there is no such thing.
 CREATE FUNCTION @schema@.record(sought text) RETURNS SETOF @schema@.tasks
