@@ -30,7 +30,8 @@ $$;
 
 -- The latest life of a workitem; none where there is no such thing.
 CREATE FUNCTION @schema@.record(sought text) RETURNS SETOF @schema@.tasks
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off AS $$
 BEGIN
     RETURN QUERY SELECT * FROM live t WHERE t.id = sought ORDER BY t.sent DESC, t.seq DESC LIMIT 1;
     IF NOT FOUND THEN
@@ -80,7 +81,7 @@ $$;
 
 -- Takes out of its queue for good what waits or is scheduled; false where it is too late for that.
 CREATE FUNCTION @schema@.cancel(sought text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     WITH gone AS (
         DELETE FROM workitems w
