@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
@@ -40,17 +39,16 @@ class SQLiteProducer:
         self._replies: deque[Workitem] = deque()
         self._declared: set[str] = set()  # a queue is never removed, but for those of replies
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Database]:
-        with self._using:
-            if self._database is None or self._pid != os.getpid():
-                # What a parent process had open is left alone: closing it here would drop the parent's locks.
-                self._database = Database(self._path, synchronous=self._synchronous)
-                self._pid = os.getpid()
-                self._reply_queue, self._bell = "", None
-                self._replies.clear()
-                self._declared.clear()
-            yield self._database
+    def _opened(self) -> Database:
+        """Who calls it has the lock."""
+        if self._database is None or self._pid != os.getpid():
+            # What a parent process had open is left alone: closing it here would drop the parent's locks.
+            self._database = Database(self._path, synchronous=self._synchronous)
+            self._pid = os.getpid()
+            self._reply_queue, self._bell = "", None
+            self._replies.clear()
+            self._declared.clear()
+        return self._database
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
         named = [workitem.named() for workitem in workitems]
@@ -59,16 +57,21 @@ class SQLiteProducer:
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
         told = {name for name, _ in items}
-        with self._opened() as database:
-            with database.writing(told=told) as connection:
-                for name in told - self._declared:
-                    queues.declare(connection, name)
-                queues.put(connection, items, self._clock.wall())
-            self._declared |= told
+        with self._using:
+            database = self._opened()
+            if len(items) == 1 and told <= self._declared:
+                database.write(*queues.putting(*items[0], self._clock.wall()), told=told)
+            else:
+                with database.writing(told=told) as connection:
+                    for name in told - self._declared:
+                        queues.declare(connection, name)
+                    queues.put(connection, items, self._clock.wall())
+                self._declared |= told
         return [workitem.id for workitem in named]
 
     def _listen(self) -> str:
-        with self._opened() as database:
+        with self._using:
+            database = self._opened()
             if self._bell is None:
                 self._bell = Bell(places(self._path))
                 self._reply_queue = f"{queues.REPLIES}{uuid.uuid4().hex}"
@@ -82,7 +85,8 @@ class SQLiteProducer:
         assert bell is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._opened() as database:
+            with self._using:
+                database = self._opened()
                 if not self._replies:
                     with database.reading() as connection:
                         there = queues.ready(connection, reply_to, self._clock.wall())
@@ -100,7 +104,8 @@ class SQLiteProducer:
     def close(self) -> None:
         if self._database is None or self._pid != os.getpid():
             return
-        with self._opened() as database:
+        with self._using:
+            database = self._opened()
             if self._bell is not None:
                 self._bell.close()
                 with database.writing() as connection:

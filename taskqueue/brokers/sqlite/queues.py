@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from taskqueue.brokers.sqlite.schema import COLUMNS, LENT, SCHEDULED, WAITING, from_row, to_row
 from taskqueue.outcome import Effects
@@ -20,6 +21,7 @@ __all__ = [
     "next_due",
     "numbers",
     "put",
+    "putting",
     "ready",
     "register",
     "release",
@@ -41,11 +43,16 @@ _MORE = [(count, _NEXT + f",({_PLACES})" * (count - 1)) for count in (64, 16, 4,
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
+def putting(queue: str, workitem: Workitem, now: float) -> tuple[str, tuple[Any, ...]]:
+    """The statement that stores `workitem` in `queue`, and its values."""
+    return _FIRST, (int(now * 1_000_000), *to_row(queue, workitem, now))
+
+
 def put(connection: sqlite3.Connection, items: Sequence[tuple[str, Workitem]], now: float) -> None:
     """Store workitems in queues, in order."""
     if not items:
         return
-    connection.execute(_FIRST, (int(now * 1_000_000), *to_row(*items[0], now)))
+    connection.execute(*putting(*items[0], now))
     begin = 1
     for count, statement in _MORE:
         while len(items) - begin >= count:
