@@ -230,6 +230,7 @@ def one_round(make: Callable[[Path], Side], args: argparse.Namespace) -> dict[st
     def fresh() -> contextlib.AbstractContextManager[str]:
         return tempfile.TemporaryDirectory(prefix="taskqueue-bench-", dir=args.place)
 
+    os.sync()  # what the one before has left to be written
     with fresh() as place:
         side = make(Path(place))
         side.fill(1)  # makes the file

@@ -17,6 +17,7 @@ from amqp import LIMIT, eventually
 from servers import RabbitMQ, free_ports
 
 from taskqueue.broker import Options, connect
+from taskqueue.brokers.amqp.link import Link
 from taskqueue.errors import BrokerUnavailable
 from taskqueue.workitem import Workitem
 
@@ -126,3 +127,22 @@ def test_a_url_that_is_none_is_said_without_its_password(url: str) -> None:
     assert "WRONG-secret" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert "WRONG-secret" not in repr(Options(url=url))
+
+
+def test_a_connection_that_nobody_waits_for_any_more_when_it_opens_is_closed(amqp_url: str) -> None:
+    async def test() -> None:
+        link = Link(Options(url=amqp_url))
+        connecting = asyncio.create_task(link.connect())
+        while link._attempt is None or not link._attempt.done():
+            await asyncio.sleep(0)
+        assert not connecting.done(), "it has heard of it already"
+        assert connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        async with asyncio.timeout(LIMIT):
+            while not link._attempt.result().is_closed:
+                await asyncio.sleep(0.001)
+        assert (await link.connect()).is_open
+        await link.close()
+
+    asyncio.run(test())

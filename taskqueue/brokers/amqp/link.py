@@ -109,6 +109,8 @@ class Link:
             try:
                 connection = await self._attempt
             except asyncio.CancelledError:
+                if self._attempt.done() and not self._attempt.cancelled() and self._attempt.exception() is None:
+                    self._attempt.result().drop()  # it opened at that very moment
                 if self._closed:
                     raise BrokerError(f"{describe(self._to)}: closed by ourselves") from None
                 raise

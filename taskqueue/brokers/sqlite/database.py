@@ -15,8 +15,9 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from taskqueue.brokers.sqlite.bell import Ringer
 from taskqueue.brokers.sqlite.place import check_place, lock_file, places
@@ -100,6 +101,21 @@ class Database:
         Raises BrokerUnavailable where somebody else holds the file too long, BrokerError for what won't pass by itself.
         """
         return _Writing(self, durable, told)
+
+    def write(self, statement: str, values: Sequence[Any], *, told: Collection[str]) -> None:
+        """Have one statement be a transaction: a tenth less time for a send.  Raises what `writing` does."""
+        if self._begun < ENLARGE_AT:
+            with self.writing(told=told) as connection:
+                connection.execute(statement, values)
+            return
+        with self._errors:
+            self._take_turn(wait=True)
+            try:
+                self._connection.execute(statement, values)
+            finally:
+                self._leave()
+        self.ring(told)
+        self.sync()
 
     def begin(self, *, wait: bool) -> bool:
         """Begin a write transaction, which `commit` or an exception `inside` it ends.

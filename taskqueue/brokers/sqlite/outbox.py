@@ -10,7 +10,7 @@ from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
 from taskqueue.brokers.sqlite.schema import COLUMNS, Life, to_row
 from taskqueue.workitem import Workitem
 
-__all__ = ["ENDED", "Outbox"]
+__all__ = ["ENDED", "Outbox", "putting"]
 
 ENDED = "taskqueue.ended"
 """What is rung for when records of workitems have ended; no queue has this name."""
@@ -31,6 +31,11 @@ def _by_size(one: str, places: str) -> list[tuple[int, str]]:
 
 _MORE = _by_size(_NEXT, _PLACES)
 _RECORDS = _by_size(_RECORD, _RECORD_PLACES)
+
+
+def putting(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[str, tuple[Any, ...]]:
+    """The statement that stores `workitem` in `queue`, and its values."""
+    return _FIRST, (int(now * 1_000_000), *to_row(queue, workitem, life, now))
 
 
 class Outbox:

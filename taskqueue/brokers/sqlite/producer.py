@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database
-from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.outbox import Outbox, putting
 from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.store import sender
@@ -43,18 +42,17 @@ class SQLiteProducer:
         self._replies: deque[Workitem] = deque()
         self._declared: set[str] = set()  # a queue is never removed, but for those of replies
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Database]:
-        with self._using:
-            if self._database is None or self._pid != os.getpid():
-                # What a parent process had open is left alone: closing it here would drop the parent's locks.
-                self._database = Database(self._path, synchronous=self._synchronous)
-                self._pid = os.getpid()
-                self._sender = sender()
-                self._reply_queue, self._bell = "", None
-                self._replies.clear()
-                self._declared.clear()
-            yield self._database
+    def _opened(self) -> Database:
+        """Who calls it has the lock."""
+        if self._database is None or self._pid != os.getpid():
+            # What a parent process had open is left alone: closing it here would drop the parent's locks.
+            self._database = Database(self._path, synchronous=self._synchronous)
+            self._pid = os.getpid()
+            self._sender = sender()
+            self._reply_queue, self._bell = "", None
+            self._replies.clear()
+            self._declared.clear()
+        return self._database
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
         named = [workitem.named() for workitem in workitems]
@@ -63,19 +61,25 @@ class SQLiteProducer:
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         to = [queue or worker_queue(workitem.type) for workitem in named]
         told = set(to)
-        with self._opened() as database:
-            with database.writing(told=told) as connection:
-                for name in told - self._declared:
-                    queues.declare(connection, name)
-                lives = {name: queues.born(name, self._sender) for name in told}
+        with self._using:
+            database = self._opened()
+            lives = {name: queues.born(name, self._sender) for name in told}
+            items = [(name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True)]
+            if len(items) == 1 and told <= self._declared:
+                database.write(*putting(*items[0], self._clock.wall()), told=told)
+            else:
                 outbox = Outbox()
-                outbox.put(((name, w, lives[name]) for name, w in zip(to, named, strict=True)), self._clock.wall())
-                outbox.store(connection)
-            self._declared |= told
+                outbox.put(items, self._clock.wall())
+                with database.writing(told=told) as connection:
+                    for name in told - self._declared:
+                        queues.declare(connection, name)
+                    outbox.store(connection)
+                self._declared |= told
         return [workitem.id for workitem in named]
 
     def _listen(self) -> str:
-        with self._opened() as database:
+        with self._using:
+            database = self._opened()
             if self._bell is None:
                 self._bell = Bell(places(self._path))
                 self._reply_queue = f"{queues.REPLIES}{uuid.uuid4().hex}"
@@ -89,7 +93,8 @@ class SQLiteProducer:
         assert bell is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._opened() as database:
+            with self._using:
+                database = self._opened()
                 if not self._replies:
                     with database.reading() as connection:
                         there = queues.ready(connection, reply_to, self._clock.wall())
@@ -107,7 +112,8 @@ class SQLiteProducer:
     def close(self) -> None:
         if self._database is None or self._pid != os.getpid():
             return
-        with self._opened() as database:
+        with self._using:
+            database = self._opened()
             if self._bell is not None:
                 self._bell.close()
                 with database.writing() as connection:
