@@ -27,6 +27,7 @@ __all__ = [
     "Send",
     "TimedOut",
     "effects",
+    "result_message",
 ]
 
 Reason = Literal[
@@ -158,14 +159,17 @@ class Effects(NamedTuple):
     ends: bool = True
 
 
-def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, now: float) -> Effects:
+def effects(
+    workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, now: float, recorded: bool = False
+) -> Effects:
     """Decide what must be safe before a delivery of `workitem` from `queue` may end with `outcome`.
 
-    `now` is POSIX seconds.  No I/O: the same arguments give the same effects.
+    `now` is POSIX seconds.  recorded: a store has the result of Done in its record, and whoever reads the results
+    queue gets it from there (`taskqueue.record.results_queue`).  No I/O: the same arguments give the same effects.
     """
     match outcome:
         case Done(result, sends):
-            results = () if result is None else _results(workitem, rules, "succeeded", result)
+            results = () if result is None else _results(workitem, rules, "succeeded", result, recorded=recorded)
             return Effects((*sends, *results))
         case Failed(error, traceback, result):
             return _given_up(workitem, rules, queue, now, "failed", error, error, result, traceback)
@@ -197,30 +201,49 @@ def effects(workitem: Workitem, outcome: Outcome, rules: Rules, *, queue: str, n
             assert_never(outcome)
 
 
+def result_message(
+    id: str, type: str, reference: str, result: Payload, *, attempt: int, worker: str, **headers: object
+) -> Workitem:
+    """What the results queue gets of the workitem `id`; `headers`: its status, and of a failure the rest."""
+    return Workitem(
+        id=f"{id[:200]}.{attempt}",
+        type=type,
+        reference=reference,
+        body=result.body,
+        content_type=result.content_type,
+        correlation_id=id,
+        headers={**headers, "attempt": attempt, **({"worker": worker} if worker else {})},
+    )
+
+
 def _results(
-    workitem: Workitem, rules: Rules, status: str, result: Payload, error: str = "", traceback: str = ""
+    workitem: Workitem,
+    rules: Rules,
+    status: str,
+    result: Payload,
+    error: str = "",
+    traceback: str = "",
+    *,
+    recorded: bool = False,
 ) -> tuple[Send, ...]:
-    headers: dict[str, object] = {"status": status, "attempt": workitem.attempt}
-    if rules.worker:
-        headers["worker"] = rules.worker
+    to = "" if recorded else rules.results_routing_key
+    reply_to = "" if workitem.reply_to == rules.results_routing_key else workitem.reply_to
+    if not (to or reply_to):
+        return ()
+    headers: dict[str, object] = {"status": status}
     if status == "failed":
         headers["error"] = error[:MAX_ERROR]
         headers["traceback"] = traceback[-MAX_TRACEBACK:]
-    message = Workitem(
-        id=f"{workitem.id[:200]}.{workitem.attempt}",
-        type=workitem.type,
-        reference=workitem.reference,
-        body=result.body,
-        content_type=result.content_type,
-        correlation_id=workitem.id,
-        headers=headers,
-    )
+    message = result_message(
+        workitem.id, workitem.type, workitem.reference, result,
+        attempt=workitem.attempt, worker=rules.worker, **headers,
+    )  # fmt: skip
     sends = []
-    if rules.results_routing_key:
-        sends.append(Send(rules.results_routing_key, message))
-    if workitem.reply_to and workitem.reply_to != rules.results_routing_key:
+    if to:
+        sends.append(Send(to, message))
+    if reply_to:
         reply = message._replace(correlation_id=workitem.correlation_id or workitem.id)
-        sends.append(Send(workitem.reply_to, reply, required=False))
+        sends.append(Send(reply_to, reply, required=False))
     return tuple(sends)
 
 

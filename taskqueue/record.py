@@ -6,10 +6,35 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 from taskqueue.lifecycle import ENDED, State, after, at_first
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Payload, Release, Retry, Rules, TimedOut
+from taskqueue.outcome import (
+    Crashed,
+    Dead,
+    Done,
+    Failed,
+    Forward,
+    Outcome,
+    Payload,
+    Release,
+    Retry,
+    Rules,
+    TimedOut,
+    result_message,
+)
 from taskqueue.workitem import INCOMING, Workitem
 
-__all__ = ["Attempt", "Progress", "Record", "Run", "attempt_of", "born", "is_recorded", "settled", "started"]
+__all__ = [
+    "Attempt",
+    "Progress",
+    "Record",
+    "Run",
+    "attempt_of",
+    "born",
+    "is_recorded",
+    "result_of",
+    "results_queue",
+    "settled",
+    "started",
+]
 
 
 class Run(NamedTuple):
@@ -84,6 +109,27 @@ class Record:
 def is_recorded(queue: str) -> bool:
     """Whether a store keeps records of what waits in `queue`: of work, not of results and dead letters."""
     return queue == INCOMING or queue.startswith("worker_")
+
+
+def results_queue(outcome: Outcome, rules: Rules, run: Run | None) -> str:
+    """The queue whose readers get the result of what has ended out of its record; empty: a result has to be sent.
+
+    So a store has it once, not twice, as long as nobody reads that queue.
+    """
+    key = rules.results_routing_key
+    if run is None or rules.history != "full" or type(outcome) is not Done or outcome.result is None:
+        return ""
+    return "" if is_recorded(key) or key.startswith("taskqueue.") else key
+
+
+def result_of(record: Record) -> Workitem:
+    """What a results queue has of a record: the same as `outcome.effects` would have sent there."""
+    last, result = record.attempts[-1], record.result
+    assert result is not None
+    worker = f"{last.run.host}:{last.run.pid}" if last.run else ""
+    return result_message(
+        record.id, record.type, record.reference, result, attempt=last.number, worker=worker, status=record.state
+    )
 
 
 def born(workitem: Workitem, *, sender: str, now: float) -> Record:

@@ -366,16 +366,21 @@ def _seconds(nanoseconds: Any) -> float:
 
 def _properties(delivery: Delivery) -> dict[str, Any]:
     workitem = delivery.workitem
-    properties = {
-        "id": workitem.id,
-        "content_type": workitem.content_type,
-        "content_encoding": workitem.content_encoding,
-        "headers": workitem.headers,
-        "correlation_id": workitem.correlation_id,
-        "reply_to": workitem.reply_to,
-        "timestamp": workitem.timestamp,
-        "priority": workitem.priority,
-        "reference": workitem.reference,
-        "attempt": workitem.attempt,
-    }
-    return {name: value for name, value in properties.items() if value}
+    properties: dict[str, Any] = {"id": workitem.id, "content_type": workitem.content_type}
+    if workitem.attempt != 1:
+        properties["attempt"] = workitem.attempt
+    if workitem.reference:
+        properties["reference"] = workitem.reference
+    if workitem.headers:
+        properties["headers"] = workitem.headers
+    if workitem.reply_to:
+        properties["reply_to"] = workitem.reply_to
+    if workitem.correlation_id:
+        properties["correlation_id"] = workitem.correlation_id
+    if workitem.content_encoding:
+        properties["content_encoding"] = workitem.content_encoding
+    if workitem.timestamp:
+        properties["timestamp"] = workitem.timestamp
+    if workitem.priority:
+        properties["priority"] = workitem.priority
+    return properties

@@ -10,13 +10,13 @@ from taskqueue.broker import Ended
 from taskqueue.brokers.sqlite.schema import SCHEDULED, Life
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Done, Effects, Payload, effects
-from taskqueue.record import Record, attempt_of
+from taskqueue.record import Record, attempt_of, result_of, results_queue
 from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem, sent_at
 
-__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "records"]
+__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "has_unread", "records", "take_unread", "trim_unread"]
 
-ENDED_COLUMNS = "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result"
+ENDED_COLUMNS = "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, results"
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
 
 
@@ -36,7 +36,8 @@ def ending(item: Ended, life: Life | None, now: float) -> Ending:
     """Decide what becomes of a delivery.  No I/O: the same arguments give the same answer."""
     delivery, outcome, rules = item.delivery, item.outcome, item.rules
     workitem = delivery.workitem
-    todo = effects(workitem, outcome, rules, queue=delivery.queue, now=now)
+    results = results_queue(outcome, rules, item.run) if life is not None else ""
+    todo = effects(workitem, outcome, rules, queue=delivery.queue, now=now, recorded=bool(results))
     if life is None:
         return Ending(todo)
     state = after(workitem, outcome, rules, now)
@@ -45,11 +46,19 @@ def ending(item: Ended, life: Life | None, now: float) -> Ending:
     if state not in ENDED or rules.history == "off":
         return Ending(todo, life)
     result = outcome.result if isinstance(outcome, Done) and rules.history == "full" else None
-    return Ending(todo, None, _ended(workitem, life, state, now, result, story=rules.history == "full"))
+    record = _ended(workitem, life, state, now, result, story=rules.history == "full", results=results)
+    return Ending(todo, None, record)
 
 
 def _ended(
-    workitem: Workitem, life: Life, state: State, now: float, result: Payload | None = None, *, story: bool = True
+    workitem: Workitem,
+    life: Life,
+    state: State,
+    now: float,
+    result: Payload | None = None,
+    *,
+    story: bool = True,
+    results: str = "",
 ) -> tuple[Any, ...]:
     return (
         life.born,
@@ -64,6 +73,7 @@ def _ended(
         "",
         None if result is None else result.content_type,
         None if result is None else result.body,
+        results or None,
     )
 
 
@@ -135,9 +145,38 @@ def _from_live(row: Sequence[Any]) -> Record:
 
 
 def _from_ended(row: Sequence[Any]) -> Record:
-    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result = row
+    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, _ = row
     return Record(
         id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
         ended=ended, attempts=attempts(story), progress=running(said)[1],
         result=None if result is None else Payload(result, result_type),
     )  # fmt: skip
+
+
+# Results, which wait in the records as long as nobody reads their queue.
+
+
+def has_unread(connection: sqlite3.Connection, queue: str) -> bool:
+    """Whether results for the readers of `queue` are in records."""
+    return connection.execute("SELECT 1 FROM ended WHERE results = ? LIMIT 1", (queue,)).fetchone() is not None
+
+
+def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
+    """The first results for the readers of `queue`; they are told no more."""
+    rows = connection.execute(
+        f"""UPDATE ended SET results = NULL WHERE born IN (
+            SELECT born FROM ended WHERE results = ? ORDER BY ended, born LIMIT ?
+        ) RETURNING {ENDED_COLUMNS}""",
+        (queue, limit),
+    ).fetchall()
+    found = sorted(map(_from_ended, rows), key=lambda record: (record.ended, record.sent))  # RETURNING has no order
+    return [result_of(record) for record in found]
+
+
+def trim_unread(connection: sqlite3.Connection, queue: str, most: int) -> None:
+    """Drop the oldest results for the readers of `queue` beyond `most`; the records keep them."""
+    connection.execute(
+        """UPDATE ended SET results = NULL WHERE results = ? AND born IN (
+            SELECT born FROM ended WHERE results = ? ORDER BY ended DESC, born DESC LIMIT -1 OFFSET ?)""",
+        (queue, queue, most),
+    )

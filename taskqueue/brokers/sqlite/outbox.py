@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
@@ -67,6 +68,7 @@ class Outbox:
         self._records += records
         if len(self._records) > before:
             self.told.add(ENDED)
+            self.told.update({record[-1] for record in self._records[before:]} - {None})
 
     def store(self, connection: sqlite3.Connection) -> None:
         """Inside the transaction, once."""
@@ -82,5 +84,5 @@ def _store(
     begin = 0
     for count, statement in statements:
         while len(rows) - begin >= count:
-            connection.execute(statement, [value for row in rows[begin : begin + count] for value in row])
+            connection.execute(statement, tuple(chain.from_iterable(rows[begin : begin + count])))
             begin += count

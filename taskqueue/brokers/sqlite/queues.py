@@ -68,7 +68,11 @@ def ready(connection: sqlite3.Connection, queue: str, now: float) -> bool:
     """Whether a claim from `queue` may find anything.  Reads only."""
     sql = f"SELECT 1 FROM workitems WHERE state = {WAITING} AND queue = ? LIMIT 1"
     due = f"SELECT 1 FROM workitems WHERE state = {SCHEDULED} AND due <= ? LIMIT 1"
-    return bool(connection.execute(sql, (queue,)).fetchone() or connection.execute(due, (now,)).fetchone())
+    return bool(
+        connection.execute(sql, (queue,)).fetchone()
+        or connection.execute(due, (now,)).fetchone()
+        or (not is_recorded(queue) and history.has_unread(connection, queue))
+    )
 
 
 def next_due(connection: sqlite3.Connection) -> float | None:
@@ -85,6 +89,7 @@ def claim(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
     _drop_expired(connection, outbox, queue, now)
+    _bring(connection, queue, limit, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
@@ -96,7 +101,7 @@ def claim(
 
 
 def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
-    """Take the first workitems out of `queue` for good."""
+    """Take the first workitems out of the reply queue `queue` for good."""
     rows = connection.execute(
         f"""DELETE FROM workitems WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY seq LIMIT ?
@@ -104,6 +109,16 @@ def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workite
         (queue, limit),
     ).fetchall()
     return [from_row(row[:-1]) for row in sorted(rows, key=lambda row: row[-1])]
+
+
+def _bring(connection: sqlite3.Connection, queue: str, limit: int, now: float) -> None:
+    """Results wait in the records until somebody reads `queue`."""
+    if is_recorded(queue):
+        return
+    found = history.take_unread(connection, queue, limit)
+    outbox = Outbox()
+    outbox.put([(queue, result, None) for result in found], now)
+    outbox.store(connection)
 
 
 def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float) -> None:
@@ -236,6 +251,7 @@ def trim(
     ).fetchone()
     if beyond:
         connection.execute("DELETE FROM workitems WHERE queue = ? AND seq <= ?", (results, beyond[0]))
+    history.trim_unread(connection, results, results_max_length)
     connection.execute(
         "DELETE FROM workitems INDEXED BY expiring WHERE expires <= ? AND queue = ?", (now, DEAD_LETTERS)
     )

@@ -59,6 +59,7 @@ PRAGMA application_id = {APPLICATION_ID};
 
 # born: the first seq of this life, by which its record is known; 0: seq itself.  NULL: it is a result or a dead letter.
 # story: its attempts so far.  running: the one under way.  (All of them JSON; see `history`.)
+# results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 # Live workitems are found by their id through its time, which is theirs, too (`workitem.sent_at`).
 _SECOND = """
 ALTER TABLE workitems ADD COLUMN born INTEGER;
@@ -78,10 +79,12 @@ CREATE TABLE ended (
     story TEXT NOT NULL,
     running TEXT NOT NULL,
     result_type TEXT,
-    result BLOB
+    result BLOB,
+    results TEXT
 ) STRICT;
 CREATE INDEX ended_ids ON ended (id);
 CREATE INDEX ended_referring ON ended (reference) WHERE reference <> '';
+CREATE INDEX unread ON ended (results, ended) WHERE results IS NOT NULL;
 """
 
 MIGRATIONS = (_FIRST, _SECOND)
