@@ -43,7 +43,7 @@ class State(enum.StrEnum):
 
 
 _S = State
-ENDED = frozenset((_S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.CANCELLED, _S.EXPIRED))
+ENDED = (_S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.CANCELLED, _S.EXPIRED)  # what most end in comes first
 """States that are final, but that what was given up may be sent once more under its old id."""
 
 # What is started need not have been seen to run: a store hears of short attempts only when they end.

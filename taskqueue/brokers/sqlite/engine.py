@@ -33,7 +33,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, Outbox], T]
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
-LARGE = 256
+LARGE = 512
 """So many workitems in a transaction make the commit cheap; more would keep others waiting for the file."""
 QUIET = 3  # turns of the event loop in which nothing comes
 LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed

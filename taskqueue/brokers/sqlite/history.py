@@ -66,7 +66,7 @@ def _ended(
         workitem.type,
         workitem.reference,
         workitem.priority or 0,
-        state,
+        str(state),  # which needs no adapter
         life.sender,
         now,
         life.story if story else "",
