@@ -23,6 +23,8 @@ from taskqueue.brokers.sqlite import SQLiteBroker, open_broker
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Done, Payload, Rules
+from taskqueue.record import Run
+from taskqueue.testing.recorded import RUN
 from taskqueue.workitem import Workitem
 
 
@@ -209,28 +211,30 @@ def test_a_sender_hears_where_what_it_sent_could_not_be_made_safe(url: str, monk
     producer.close()
 
 
-def test_results_are_bounded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [None, RUN], ids=["sent", "in records"])
+def test_results_are_bounded(tmp_path: Path, run: Run | None) -> None:
     url = f"sqlite:///{tmp_path}/queue.db"
     send(url, *[b"%d" % n for n in range(30)])
+    there = "SELECT count(*) FROM workitems WHERE queue = 'results'"
+    from_records = "SELECT since > 0 FROM queues WHERE name = 'results'"
 
-    async def work() -> tuple[int, bytes]:
+    async def work() -> list[bytes]:
         broker = open_broker(Options(url=url, results_max_length=10))
         consumer = broker.consumer("worker_t", reserve=30)
-        deliveries = await consumer.receive(limit=30)
-        rules = Rules(results_routing_key="results")
-        await consumer.settle([Ended(d, Done(Payload(d.workitem.body)), rules) for d in deliveries])
-        for _ in range(100):
-            with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
-                count, first = connection.execute(
-                    "SELECT count(*), min(body) FROM workitems WHERE queue = 'results'"
-                ).fetchone()
-            if count <= 10:
-                break
-            await asyncio.sleep(0.1)
+        for delivery in await consumer.receive(limit=30):
+            done = Done(Payload(delivery.workitem.body))
+            await consumer.settle([Ended(delivery, done, Rules(results_routing_key="results"), run)])
+        with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
+            for _ in range(100):
+                if connection.execute(there if run is None else from_records).fetchall() in ([(10,)], [(1,)]):
+                    break
+                await asyncio.sleep(0.1)
+        results = broker.consumer("results", reserve=100)
+        found = await results.receive(limit=100)
         await broker.close()
-        return count, first
+        return [delivery.workitem.body for delivery in found]
 
-    assert asyncio.run(work()) == (10, b"20")
+    assert asyncio.run(work()) == [b"%d" % n for n in range(20, 30)]
 
 
 def test_threads_of_one_program_may_send_while_others_wait_for_replies(url: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching", "store"):
+for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching", "recorded", "store"):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
 # After the lines above, or failures say nothing.

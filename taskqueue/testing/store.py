@@ -15,16 +15,16 @@ from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Pay
 from taskqueue.record import Progress, Record, Run
 from taskqueue.store import Store
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
+from taskqueue.testing.recorded import RUN, RecordedResultsContract
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
 
 __all__ = ["StoreContract"]
 
-RUN = Run(host="host", user="user", pid=4711, started=1000.0, ended=1002.5, cpu=1.5, memory=1 << 20)
 FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class StoreContract(Contract):
+class StoreContract(RecordedResultsContract, Contract):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture

@@ -14,9 +14,22 @@ from taskqueue.record import Record, attempt_of, result_of, results_queue
 from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem, sent_at
 
-__all__ = ["ENDED_COLUMNS", "Ending", "cancelled", "ending", "expired", "find", "has_unread", "records", "take_unread", "trim_unread"]
+__all__ = [
+    "ENDED_COLUMNS",
+    "Ending",
+    "cancelled",
+    "ending",
+    "expired",
+    "find",
+    "has_unread",
+    "records",
+    "take_unread",
+    "trim_unread",
+]
 
-ENDED_COLUMNS = "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, results"
+ENDED_COLUMNS = (
+    "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, results"
+)
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
 
 
@@ -155,17 +168,19 @@ def _from_ended(row: Sequence[Any]) -> Record:
 
 # Results, which wait in the records as long as nobody reads their queue.
 
+_UNREAD = "results = ?1 AND ended >= ifnull((SELECT since FROM queues WHERE name = ?1), 0)"
+
 
 def has_unread(connection: sqlite3.Connection, queue: str) -> bool:
     """Whether results for the readers of `queue` are in records."""
-    return connection.execute("SELECT 1 FROM ended WHERE results = ? LIMIT 1", (queue,)).fetchone() is not None
+    return connection.execute(f"SELECT 1 FROM ended WHERE {_UNREAD} LIMIT 1", (queue,)).fetchone() is not None
 
 
 def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
-    """The first results for the readers of `queue`; they are told no more."""
+    """The first results for the readers of `queue`, who get them now, and not again."""
     rows = connection.execute(
         f"""UPDATE ended SET results = NULL WHERE born IN (
-            SELECT born FROM ended WHERE results = ? ORDER BY ended, born LIMIT ?
+            SELECT born FROM ended WHERE {_UNREAD} ORDER BY ended, born LIMIT ?2
         ) RETURNING {ENDED_COLUMNS}""",
         (queue, limit),
     ).fetchall()
@@ -174,9 +189,9 @@ def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[
 
 
 def trim_unread(connection: sqlite3.Connection, queue: str, most: int) -> None:
-    """Drop the oldest results for the readers of `queue` beyond `most`; the records keep them."""
-    connection.execute(
-        """UPDATE ended SET results = NULL WHERE results = ? AND born IN (
-            SELECT born FROM ended WHERE results = ? ORDER BY ended DESC, born DESC LIMIT -1 OFFSET ?)""",
-        (queue, queue, most),
-    )
+    """Drop the oldest results for the readers of `queue` beyond about `most`; the records keep them."""
+    beyond = connection.execute(
+        "SELECT ended FROM ended WHERE results = ? ORDER BY ended DESC LIMIT 1 OFFSET ?", (queue, most)
+    ).fetchone()
+    if beyond:
+        connection.execute("INSERT OR REPLACE INTO queues (name, since) VALUES (?, ?)", (queue, beyond[0]))

@@ -43,7 +43,7 @@ _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, proper
 
 def declare(connection: sqlite3.Connection, queue: str) -> bool:
     """Make `queue`; False where it was there."""
-    return connection.execute("INSERT OR IGNORE INTO queues VALUES (?)", (queue,)).rowcount == 1
+    return connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (queue,)).rowcount == 1
 
 
 def exists(connection: sqlite3.Connection, queue: str) -> bool:

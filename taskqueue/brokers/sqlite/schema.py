@@ -60,6 +60,7 @@ PRAGMA application_id = {APPLICATION_ID};
 # born: the first seq of this life, by which its record is known; 0: seq itself.  NULL: it is a result or a dead letter.
 # story: its attempts so far.  running: the one under way.  (All of them JSON; see `history`.)
 # results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
+# since: from when on a queue has such results; older ones were too many.
 # Live workitems are found by their id through its time, which is theirs, too (`workitem.sent_at`).
 _SECOND = """
 ALTER TABLE workitems ADD COLUMN born INTEGER;
@@ -85,6 +86,7 @@ CREATE TABLE ended (
 CREATE INDEX ended_ids ON ended (id);
 CREATE INDEX ended_referring ON ended (reference) WHERE reference <> '';
 CREATE INDEX unread ON ended (results, ended) WHERE results IS NOT NULL;
+ALTER TABLE queues ADD COLUMN since REAL NOT NULL DEFAULT 0;
 """
 
 MIGRATIONS = (_FIRST, _SECOND)
