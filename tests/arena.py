@@ -22,8 +22,9 @@ import pika.exceptions
 from databases import PostgreSQL
 from installations import Installation
 from servers import RabbitMQ
-from system import Daemon, Message, SQLiteSystem, System, alive, until
+from system import Daemon, Message, System, alive, until
 from system_postgresql import PostgreSQLSystem
+from system_store import SQLiteSystem
 from tracing import Received, read
 
 from taskqueue.broker import Producer, connect

@@ -17,14 +17,13 @@ import pwd
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 import pika
@@ -351,45 +350,3 @@ class System:
     def dead_letters(self, count: int, *, timeout: float = PATIENCE) -> list[Message]:
         """Take `count` dead letters."""
         return self.collect("taskqueue.dead", count, timeout=timeout)
-
-
-class SQLiteSystem(System):
-    """The same over a SQLite file: what a test does to queues itself, it does by plain SQL."""
-
-    def __init__(self, installation: Installation) -> None:
-        super().__init__(installation, "")
-        self.file = self.directory / "queue.db"
-        self.url = f"sqlite:///{self.file}"
-
-    @contextlib.contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        with contextlib.closing(sqlite3.connect(self.file, timeout=PATIENCE, isolation_level=None)) as connection:
-            yield connection
-
-    def depth(self, queue: str) -> int | None:
-        with self._database() as connection:
-            try:
-                known = connection.execute("SELECT 1 FROM queues WHERE name = ?", (queue,)).fetchone()
-            except sqlite3.OperationalError:  # no table yet
-                return None
-            sql = "SELECT count(*) FROM workitems WHERE queue = ? AND state = 0"
-            return int(connection.execute(sql, (queue,)).fetchone()[0]) if known else None
-
-    def collect(self, queue: str, count: int, *, timeout: float = PATIENCE) -> list[Message]:
-        found: list[Message] = []
-
-        def taken() -> bool:
-            with self._database() as connection:
-                rows = connection.execute(
-                    "DELETE FROM workitems WHERE seq IN (SELECT seq FROM workitems WHERE queue = ? AND state = 0 "
-                    "ORDER BY seq LIMIT ?) RETURNING id, content_type, properties, body",
-                    (queue, count - len(found)),
-                ).fetchall()
-            for id, content_type, properties, body in rows:
-                known = json.loads(properties or "{}")
-                more = {name: known.get(name) for name in ("correlation_id", "reply_to", "headers")}
-                found.append(Message(body, SimpleNamespace(message_id=id, content_type=content_type or None, **more)))
-            return len(found) == count
-
-        until(taken, f"{count} messages in {queue}", timeout=timeout)
-        return found

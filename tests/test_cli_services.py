@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from background import Background, background
 from installations import Installation
-from system import SQLiteSystem, alive, until
+from system import alive, until
+from system_store import SQLiteSystem
 
 ECHO = "[DEFAULT]\nworkers = 0\n[echo]\nworkers = {workers}\n"
 WRONG = "[taskqueue]\nmax_body = much\n"

@@ -407,7 +407,7 @@ def test_a_claim_does_not_go_through_what_an_old_transaction_keeps_from_being_re
         found = run(database.url, lambda broker: drain(broker.consumer(QUEUE, reserve=100), 3000))
 
         with contextlib.closing(database.server.admin(database.name)) as connection:
-            nothing = buffers(connection, "results", "{}")
+            nothing = buffers(connection, "worker_nobody", "{}")
             everything = buffers(connection, QUEUE, "{}")
             behind = buffers(connection, QUEUE, json.dumps({0: found[-1].tag}))
 
@@ -515,7 +515,7 @@ def test_the_next_days_have_partitions_and_a_day_without_one_is_kept(database: D
     days = database.rows("SELECT relname FROM pg_class WHERE relname ~ '^history_2[0-9]{7}$' ORDER BY 1")
     assert len(days) == 4
 
-    (today,) = days[0]
+    today = database.one("SELECT to_char(now() AT TIME ZONE 'UTC', '\"history_\"YYYYMMDD')")
     database.rows(f"DROP TABLE taskqueue.{today}")
     send(database.url, b"x")
     run(database.url, lambda broker: drain(broker.consumer(QUEUE, reserve=1), 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from typing import Any
@@ -12,11 +13,12 @@ from databases import PRODUCER, PostgreSQL, with_schema
 from embedded import drain, run
 from system import until
 
-from taskqueue.broker import Broker, Ended, Underway, connect
+from taskqueue.broker import Broker, Delivery, Ended, Underway, connect
 from taskqueue.brokers.postgresql import line
 from taskqueue.lifecycle import State
-from taskqueue.outcome import Done
+from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.record import Progress, Run
+from taskqueue.testing.recorded import RUN
 from taskqueue.workitem import Workitem
 
 JOIN = """
@@ -31,6 +33,9 @@ INSERT INTO taskqueue.workitems (queue, id, type, reference, body)
 SELECT 'worker_t', 'waiting' || n, 't', 'waiting:' || n, '' FROM generate_series(1, 3000) n;
 ANALYZE;
 """
+
+
+RESULTS = Rules(results_routing_key="results")
 
 
 @pytest.fixture
@@ -176,3 +181,58 @@ def test_the_latest_are_found_without_a_look_at_all_that_ever_ended(postgresql: 
 
     looked_at = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
     assert looked_at < blocks / 3
+
+
+def test_results_that_wait_in_the_history_are_bounded_and_read_over_all_days(
+    postgresql: PostgreSQL, database: str
+) -> None:
+    url = postgresql.url(database)
+    send(url, *(Workitem(body=b"%d" % n, type="t", id=str(n)) for n in range(30)))
+
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer("worker_t", reserve=30)
+        for delivery in await consumer.receive(limit=30):
+            await consumer.settle([Ended(delivery, Done(Payload(delivery.workitem.body)), RESULTS, RUN)])
+
+    async def read(broker: Broker) -> list[bytes]:
+        found = await broker.consumer("results", reserve=100).receive(limit=100)
+        return [delivery.workitem.body for delivery in found]
+
+    run(url, work)
+    with contextlib.closing(postgresql.admin(database)) as owner:
+        owner.execute("UPDATE taskqueue.history SET ended = ended - interval '3 days' WHERE id = ANY ('{21,22}')")
+        owner.execute("UPDATE taskqueue.history SET ended = ended - interval '4 days' WHERE id = ANY ('{1,2}')")
+        owner.execute("SELECT taskqueue.maintain('results', 28, 1)")
+
+    assert run(url, read) == [b"21", b"22", *(b"%d" % n for n in range(30) if n not in (1, 2, 21, 22))]
+
+
+def test_many_readers_of_results_get_each_of_them_once(postgresql: PostgreSQL, database: str) -> None:
+    url = postgresql.url(database)
+    send(url, *(Workitem(body=b"%d" % n, type="t") for n in range(400)))
+
+    async def read(found: list[bytes]) -> None:
+        broker = connect(url)
+        consumer = broker.consumer("results", reserve=20)
+        while len(found) < 400:
+            deliveries: list[Delivery] = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    deliveries = await consumer.receive(limit=20)
+            await consumer.settle([Ended(delivery, Done(None)) for delivery in deliveries])
+            found += [delivery.workitem.body for delivery in deliveries]
+        await broker.close()
+
+    async def work(broker: Broker) -> list[bytes]:
+        consumer = broker.consumer("worker_t", reserve=100)
+        found: list[bytes] = []
+        readers = [asyncio.create_task(read(found)) for _ in range(4)]
+        ended = 0
+        while ended < 400:
+            deliveries = await consumer.receive(limit=20)
+            ended += len(deliveries)
+            await consumer.settle([Ended(d, Done(Payload(d.workitem.body)), RESULTS, RUN) for d in deliveries])
+        await asyncio.gather(*readers)
+        return found
+
+    assert sorted(map(int, run(url, work))) == list(range(400))

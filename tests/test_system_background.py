@@ -12,7 +12,8 @@ import pytest
 from background import LOGGING, background
 from installations import Installation
 from servers import free_ports
-from system import SQLiteSystem, alive, until
+from system import alive, until
+from system_store import SQLiteSystem
 
 from taskqueue.status import READY_WITHIN
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from installations import TOP, Installation
-from system import SQLiteSystem
+from system_store import SQLiteSystem
 
 from taskqueue.broker import Options
 from taskqueue.brokers import sqlite

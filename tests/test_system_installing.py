@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from background import LOGGING, Background, background
 from installations import TOP, Installation, build_wheels
-from system import SQLiteSystem, until
+from system import until
+from system_store import SQLiteSystem
 
 from taskqueue.watch import is_dpkg_busy
 

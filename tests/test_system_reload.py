@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from installations import Installation
-from system import Daemon, SQLiteSystem, System, alive, until
+from system import Daemon, System, alive, until
+from system_store import SQLiteSystem
 
 from taskqueue.intake import RESERVE
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from installations import Installation
-from system import Daemon, SQLiteSystem
+from system import Daemon
+from system_store import SQLiteSystem
 
 from taskqueue.broker import connect
 from taskqueue.workitem import Workitem

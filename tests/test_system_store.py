@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from installations import Installation
-from system import SQLiteSystem, System, children, until
+from system import System, children, until
 from system_postgresql import PostgreSQLSystem
+from system_store import SQLiteSystem
 
 from taskqueue.broker import connect
 from taskqueue.lifecycle import State

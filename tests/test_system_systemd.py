@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from background import background
 from installations import Installation
-from system import SQLiteSystem, alive, until, users
+from system import alive, until, users
+from system_store import SQLiteSystem
 
 pytestmark = pytest.mark.daemons
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from background import LOGGING, Background, background
 from installations import TOP, Installation
-from system import SQLiteSystem, System, alive, until
+from system import System, alive, until
+from system_store import SQLiteSystem
 
 pytestmark = pytest.mark.daemons
 

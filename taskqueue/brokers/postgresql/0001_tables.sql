@@ -90,6 +90,7 @@ CREATE INDEX workitems_reference ON @schema@.workitems (reference)
     WHERE reference IS NOT NULL AND (queue = 'taskqueue' OR starts_with(queue, 'worker_'));
 
 -- Work that is over: one partition for each day (UTC) on which something ended.
+-- results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 CREATE TABLE @schema@.history (
     seq bigint NOT NULL,
     sent timestamptz NOT NULL,
@@ -108,13 +109,21 @@ CREATE TABLE @schema@.history (
     result_type text NOT NULL,
     story text NOT NULL,
     running text NOT NULL,
+    results text,
     result bytea
 ) PARTITION BY RANGE (ended);
 CREATE INDEX history_id ON @schema@.history (id);
 CREATE INDEX history_reference ON @schema@.history (reference) WHERE reference IS NOT NULL;
+CREATE INDEX history_unread ON @schema@.history (results, ended, seq) WHERE results IS NOT NULL;
 -- Next to nothing to write, and enough to find the latest by (see `records`).
 CREATE INDEX history_ended ON @schema@.history USING brin (ended) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE @schema@.history_default PARTITION OF @schema@.history DEFAULT;
+
+-- From when on a queue has results that wait in the history; older ones were too many.
+CREATE TABLE @schema@.unread (
+    queue text PRIMARY KEY,
+    since timestamptz NOT NULL
+);
 
 -- Work that is not over.
 CREATE VIEW @schema@.live AS

@@ -5,7 +5,8 @@
 -- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
 -- place: where the row is, as the claim or the last report said; only VACUUM FULL and the like move rows beside that, and
 -- they are looked for then.
--- state: of what has ended, if it is to be kept; with a story, all of it.  sender: who sends what has no other one.
+-- state: of what has ended, if it is to be kept; with a story, all of it.  results: the queue whose readers get the
+-- result out of the history.  sender: who sends what has no other one.
 CREATE FUNCTION @schema@.settle(
     me bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text
 )
@@ -24,21 +25,22 @@ BEGIN
             DELETE FROM workitems w
             USING json_to_recordset(todo) AS e (
                 place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, story text,
-                at integer, size integer
+                results text, at integer, size integer
             )
             WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
-                w.reference, w.sender, w.running, e.state, e.worker, e.error, e.result_type, e.story, e.at, e.size
+                w.reference, w.sender, w.running, e.state, e.worker, e.error, e.result_type, e.story, e.results, e.at,
+                e.size
         ), past AS (
             INSERT INTO history (
                 seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
-                result_type, story, running, result
+                result_type, story, running, results, result
             )
             SELECT
                 g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
                 g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
                 coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
-                substr(bodies, g.at + 1, g.size)
+                g.results, substr(bodies, g.at + 1, g.size)
             FROM gone g WHERE g.state IS NOT NULL
         )
         SELECT array_agg(seq) INTO found FROM gone;
@@ -95,6 +97,9 @@ BEGIN
     items := '{}';
     bodies := '';
     PERFORM promote();
+    IF NOT is_recorded(queue) THEN
+        PERFORM bring(queue, room);
+    END IF;
     FOR lane IN SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY 1 DESC LOOP
         WITH taken AS (
             UPDATE workitems w SET state = 2, carrier = me
@@ -123,6 +128,41 @@ BEGIN
             EXIT WHEN room <= 0;
         END IF;
     END LOOP;
+END
+$$;
+
+-- Whether there are records of what waits in a queue: of work, not of results and dead letters.
+CREATE FUNCTION @schema@.is_recorded(queue text) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+    SELECT queue = 'taskqueue' OR starts_with(queue, 'worker_')
+$$;
+
+-- Puts the first results, up to `most`, that wait in the history for the readers of a queue into that queue.
+CREATE FUNCTION @schema@.bring(queue text, most integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    WITH first AS MATERIALIZED (
+        SELECT h.ended, h.seq FROM history h
+        WHERE h.results = bring.queue
+            AND h.ended >= coalesce((SELECT u.since FROM unread u WHERE u.queue = bring.queue), '-infinity')
+        ORDER BY h.ended, h.seq LIMIT most FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE history h SET results = NULL FROM first f
+        WHERE h.results = bring.queue AND h.ended = f.ended AND h.seq = f.seq
+        RETURNING h.*
+    )
+    INSERT INTO workitems (queue, id, type, reference, content_type, properties, body)
+        SELECT
+            bring.queue, left(t.id, 200) || '.' || t.attempt, t.type, t.reference, t.result_type,
+            json_build_object(
+                'correlation_id', t.id,
+                'headers', json_build_object('status', t.state, 'attempt', t.attempt, 'worker', t.worker)
+            ), t.result
+        FROM taken t ORDER BY t.ended, t.seq;
+    IF FOUND THEN
+        PERFORM declare(queue);
+    END IF;
 END
 $$;
 

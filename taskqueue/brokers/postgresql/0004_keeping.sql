@@ -44,10 +44,14 @@ BEGIN
         RETURN;
     END IF;
     SELECT seq INTO beyond FROM workitems
-        WHERE state = 0 AND queue = results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
+        WHERE state = 0 AND queue = maintain.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
     IF FOUND THEN
-        DELETE FROM workitems WHERE state = 0 AND queue = results AND seq <= beyond;
+        DELETE FROM workitems WHERE state = 0 AND queue = maintain.results AND seq <= beyond;
     END IF;
+    INSERT INTO unread AS u
+        SELECT maintain.results, h.ended FROM history h
+        WHERE h.results = maintain.results ORDER BY h.ended DESC, h.seq DESC LIMIT 1 OFFSET greatest(results_max - 1, 0)
+        ON CONFLICT (queue) DO UPDATE SET since = excluded.since WHERE u.since < excluded.since;
     UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
         WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
     DELETE FROM queues q USING queues other  -- of two who were first at once

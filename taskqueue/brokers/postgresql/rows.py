@@ -14,7 +14,7 @@ from taskqueue.broker import Ended
 from taskqueue.brokers.postgresql.history import Past, past
 from taskqueue.outcome import effects
 from taskqueue.properties import from_text, to_text
-from taskqueue.record import Progress, Run
+from taskqueue.record import Progress, Run, results_queue
 from taskqueue.story import told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
@@ -78,8 +78,9 @@ class Parcel:
         """The delivery of `row` has ended."""
         queue = ended.delivery.queue
         self.settled[row.seq] = row.stored_id
-        todo = effects(row.workitem, ended.outcome, ended.rules, queue=queue, now=self.now)
         before = past(ended, row.workitem, row.story, self.now)
+        results = _results(row, ended) if before is not None else ""
+        todo = effects(row.workitem, ended.outcome, ended.rules, queue=queue, now=self.now, recorded=bool(results))
         end: dict[str, object] = {"seq": row.seq, "place": row.place}
         if not todo.ends:
             if before is not None:
@@ -88,7 +89,7 @@ class Parcel:
             self.told.add(queue)
             return
         if before is not None and before.state is not None:
-            end |= self._kept(before, ended.rules.worker)
+            end |= self._kept(before, ended.rules.worker, results)
         self.ends.append(end)
         for send in todo.sends:
             item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
@@ -96,8 +97,8 @@ class Parcel:
             if before is not None and send.goes_on:
                 item |= {"sent": row.sent, "sender": row.sender, "story": before.story}
 
-    def _kept(self, before: Past, worker: str) -> dict[str, object]:
-        """What the history gets of what has ended."""
+    def _kept(self, before: Past, worker: str, results: str) -> dict[str, object]:
+        """What the history gets of what has ended; results: the queue whose readers get the result from there."""
         self.told.add(ENDED)
         kept: dict[str, object] = {"state": before.state, "worker": clean(worker)}
         if before.error:
@@ -109,6 +110,9 @@ class Parcel:
         if before.result is not None:
             at, size = self._place(before.result.body)
             kept |= {"result_type": clean(before.result.content_type), "at": at, "size": size}
+        if results:
+            kept["results"] = results
+            self.told.add(results)
         return kept
 
     def report(self, row: Row, run: Run, progress: Progress | None) -> None:
@@ -177,6 +181,14 @@ class Parcel:
             b"".join(self._bodies),
             _encode(lanes) if lanes else None,
         )
+
+
+def _results(row: Row, ended: Ended) -> str:
+    """The queue whose readers get the result out of the history; empty: it is sent.  Only what is there as it was."""
+    workitem = row.workitem
+    exact = row.stored_id == workitem.id and clean(workitem.reference)[:MAX_INDEXED] == workitem.reference
+    queue = results_queue(ended.outcome, ended.rules, ended.run) if exact else ""
+    return queue if usable(queue) else ""
 
 
 def stored_id(id: str) -> str:

@@ -191,7 +191,7 @@ def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[
 def trim_unread(connection: sqlite3.Connection, queue: str, most: int) -> None:
     """Drop the oldest results for the readers of `queue` beyond about `most`; the records keep them."""
     beyond = connection.execute(
-        "SELECT ended FROM ended WHERE results = ? ORDER BY ended DESC LIMIT 1 OFFSET ?", (queue, most)
+        "SELECT ended FROM ended WHERE results = ? ORDER BY ended DESC LIMIT 1 OFFSET ?", (queue, max(0, most - 1))
     ).fetchone()
     if beyond:
         connection.execute("INSERT OR REPLACE INTO queues (name, since) VALUES (?, ?)", (queue, beyond[0]))
