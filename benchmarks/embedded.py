@@ -1,6 +1,6 @@
 """The embedded broker beside Huey's SqliteHuey, in alternation: `make bench`, or this file with --help.
 
-Both with their defaults for what they promise (ours syncs every transaction to disk), real daemons, two worker
+Both with their defaults for what they promise (ours syncs what is sent and settled), real daemons, two worker
 processes, a handler that returns its body of about 200 bytes, results stored.  Huey lives in an environment of its own.
 """
 

@@ -68,6 +68,8 @@ class Installation:
             for file in distribution.files or ():
                 if ".." in file.parts or file.suffix == ".pyc":
                     continue  # scripts, and what the other interpreter compiled
+                if not Path(file.locate()).exists():
+                    continue  # a file of the sources, named by what pip installs where there is no module `wheel`
                 target = self.site_packages / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file.locate(), target)
