@@ -245,8 +245,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="10,100,250", help="PgQueuer's batch_size")
     parser.add_argument("--concurrencies", default="1,10,30", help="Procrastinate's concurrency")
-    parser.add_argument("--only", default="", help="only what begins so")
+    parser.add_argument("--only", default="", help="only those whose names begin so, separated by commas")
     args = parser.parse_args()
+    only = tuple(args.only.split(","))
     top = Path(tempfile.mkdtemp(prefix="taskqueue-bench-", dir="/tmp"))
     top.chmod(0o755)
     server = PostgreSQL(fsync=True, settings=SETTINGS)
@@ -264,7 +265,7 @@ def main() -> None:
                 ["procrastinate", "-a", "procrastinate_peer.app", "schema", "--apply"],
             ),
         ):
-            if not name.startswith(args.only):
+            if not name.startswith(only):
                 continue
             environment = top / name
             subprocess.run([sys.executable, "-m", "venv", environment], check=True)
@@ -278,7 +279,7 @@ def main() -> None:
                     return Peer(server, name, where, n, how)
 
                 sides[f"{name} {setting}"] = lambda make=peer, n=count: one_round(server, make, n, args.latencies)
-        sides = {name: side for name, side in sides.items() if name.startswith(args.only)}
+        sides = {name: side for name, side in sides.items() if name.startswith(only)}
         print(
             f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}; {args.count} workitems "
             f"a drain; median (lowest-highest) of {args.rounds} rounds in alternation; load {os.getloadavg()[0]:.1f}"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from databases import PRODUCER, PostgreSQL, with_schema
+from databases import PRODUCER, PgBouncer, PostgreSQL, with_schema
 from embedded import drain, run
 
+from taskqueue.broker import connect
+from taskqueue.errors import BrokerError
 from taskqueue.workitem import Workitem
 
 
@@ -117,3 +119,32 @@ def test_who_sends_first_in_a_long_transaction_keeps_nobody_waiting(
 def test_what_is_wrong_is_refused_in_words(shop: psycopg.Connection, call: str, expected: str) -> None:
     with pytest.raises(psycopg.Error, match=expected):
         sent(shop, call)
+
+
+def test_a_pooler_that_nobody_was_told_of_is_an_error_that_names_the_remedy(
+    postgresql: PostgreSQL, pgbouncer: PgBouncer
+) -> None:
+    url = pgbouncer.url(postgresql.database(with_schema))
+    with contextlib.ExitStack() as stack:
+        producers = [stack.enter_context(contextlib.closing(connect(url).producer())) for _ in range(3)]
+        with pytest.raises(BrokerError, match=r"say \?notify=off"):  # there are two connections for three
+            for _ in range(5):
+                for producer in producers:
+                    producer.send([Workitem(body=b"x", type="t")])
+
+
+def test_a_program_goes_on_when_a_function_was_replaced_that_it_has_prepared(postgresql: PostgreSQL, url: str) -> None:
+    made = "SELECT pg_get_functiondef('taskqueue.put_one'::regproc)"
+    with (
+        contextlib.closing(connect(url).producer()) as producer,
+        contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as owner,
+    ):
+        for _ in range(5):
+            producer.send([Workitem(body=b"x", type="t")])
+        definition = str((owner.execute(made).fetchone() or ("",))[0])
+        owner.execute("DROP FUNCTION taskqueue.put_one")
+        owner.execute(definition.encode())
+        owner.execute(f"GRANT EXECUTE ON FUNCTION taskqueue.put_one TO {postgresql.user}".encode())
+        producer.send([Workitem(body=b"x", type="t")])
+        count = owner.execute("SELECT count(*) FROM taskqueue.workitems").fetchone()
+    assert count == (6,)

@@ -15,6 +15,7 @@ import psycopg
 
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.session import Translated, connect
+from taskqueue.errors import BrokerUnavailable
 
 __all__ = ["Line"]
 
@@ -52,7 +53,11 @@ class Line:
             if connection is None or connection.closed:
                 connection = connect(self._place)
                 self._connection, self._pid, self.fresh = connection, os.getpid(), True
-            yield connection
+            try:
+                yield connection
+            except BrokerUnavailable:
+                connection.close()  # if it is not closed already; a new one may do
+                raise
 
     def call(self, connection: psycopg.Connection, call: str, *arguments: object) -> tuple[Any, ...]:
         """The first row of what a function of the schema returns; empty where there is none."""
@@ -64,6 +69,11 @@ class Line:
         with Translated(self._place):
             text = f'SELECT * FROM "{self._place.schema}".{call}'.encode()
             return connection.execute(text, arguments, binary=True).fetchall()
+
+    def do(self, connection: psycopg.Connection, call: str, *arguments: object) -> None:
+        """Call a function of the schema that returns nothing: in less time than one that returns columns."""
+        with Translated(self._place):
+            connection.execute(f'SELECT "{self._place.schema}".{call}'.encode(), arguments, binary=True)
 
     def listen(self, connection: psycopg.Connection) -> None:
         """Have notifications come over this connection, where the place has any."""

@@ -18,7 +18,7 @@ import psycopg
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import began, home
 from taskqueue.brokers.postgresql.session import LeaseLost, Translated, connect_async
-from taskqueue.errors import BrokerError
+from taskqueue.errors import BrokerError, BrokerUnavailable
 from taskqueue.retry import backoff
 
 __all__ = ["Link"]
@@ -138,7 +138,11 @@ class Link:
                 self._reached.set()
             if not self.carrier:
                 await self._register(self._connection)
-            yield self._connection
+            try:
+                yield self._connection
+            except BrokerUnavailable:
+                await self._connection.close()  # if it is not closed already; a new one may do
+                raise
 
     async def _register(self, connection: psycopg.AsyncConnection) -> None:
         begun, pid = asyncio.get_running_loop().time(), os.getpid()

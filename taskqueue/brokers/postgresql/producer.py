@@ -64,12 +64,12 @@ class PostgreSQLProducer:
             else:
                 item, body = parcels[0].only()
                 tell = self._place.notify
-                self._sending.call(connection, "put_one(%s, %b, %s, %s)", item, body, self._sender, tell)
+                self._sending.do(connection, "put_one(%s, %b, %s, %s)", item, body, self._sender, tell)
 
     def _put_all(self, connection: psycopg.Connection, parcel: Parcel) -> None:
         _, _, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
-        self._sending.call(connection, "put(%s, %b, %s, %s, %s)", sends, bodies, lanes, self._sender, told)
+        self._sending.do(connection, "put(%s, %b, %s, %s, %s)", sends, bodies, lanes, self._sender, told)
 
     def _listen(self) -> str:
         """The name of the queue of our replies, which is there then."""

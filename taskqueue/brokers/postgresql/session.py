@@ -1,7 +1,7 @@
 """Connections: opened, checked, and with errors of ours.
 
-No statement is prepared: each is one call of a function, whose plans the server keeps by itself.  So everything but
-LISTEN works through a pgbouncer in transaction mode.
+Each statement is one call of a function.  Statements are prepared, which is worth a third of a `send`, only where
+LISTEN is used, too; without (`notify=off`), everything works through a pgbouncer in transaction mode.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ __all__ = ["LeaseLost", "SchemaError", "Translated", "connect", "connect_async",
 _MISSING = ("3F000", "42P01", "42883")  # no such schema, table, function
 _DENIED = "42501"
 _LEASE = "TQ001"
+_POOLED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+_PASSING = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.FeatureNotSupported,  # a statement was prepared before an upgrade of the schema
+)
 _PATIENCE = b"SELECT set_config(key, value, false) FROM json_each_text(%s)"
 
 
@@ -47,7 +54,9 @@ def newest() -> int:
 async def connect_async(place: Place) -> psycopg.AsyncConnection:
     """A connection for an event loop, in autocommit, to a schema that can be used."""
     with Translated(place):
-        connection = await psycopg.AsyncConnection.connect(place.conninfo, autocommit=True, prepare_threshold=None)
+        connection = await psycopg.AsyncConnection.connect(
+            place.conninfo, autocommit=True, prepare_threshold=_prepare(place)
+        )
     try:
         with Translated(place):
             found = await (await connection.execute(_version(place))).fetchone()
@@ -62,7 +71,7 @@ async def connect_async(place: Place) -> psycopg.AsyncConnection:
 def connect(place: Place) -> psycopg.Connection:
     """A plain connection, in autocommit, to a schema that can be used."""
     with Translated(place):
-        connection = psycopg.connect(place.conninfo, autocommit=True, prepare_threshold=None)
+        connection = psycopg.connect(place.conninfo, autocommit=True, prepare_threshold=_prepare(place))
     try:
         with Translated(place):
             found = connection.execute(_version(place)).fetchone()
@@ -71,6 +80,11 @@ def connect(place: Place) -> psycopg.Connection:
         connection.close()
         raise
     return connection
+
+
+def _prepare(place: Place) -> int | None:
+    """Uses after which a statement is prepared."""
+    return 2 if place.notify else None
 
 
 def _version(place: Place) -> bytes:
@@ -136,6 +150,8 @@ def _translate(place: Place, error: psycopg.Error) -> BrokerError:
         )
     if state == _DENIED:
         return BrokerError(f"{where}: {text}: this role lacks the rights that docs/postgresql.md grants")
-    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)):
+    if isinstance(error, _POOLED):
+        return BrokerUnavailable(f"{where}: {text}: behind a pooler in transaction mode, say ?notify=off")
+    if isinstance(error, _PASSING):
         return BrokerUnavailable(f"{where}: {text}")
     return BrokerError(f"{where}: {text}")
