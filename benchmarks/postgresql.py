@@ -69,11 +69,11 @@ class Ours:
     def __init__(self, server: PostgreSQL, installation: Installation) -> None:
         self.database = server.database(with_schema)
         self._installation = installation
-        self._url = server.url(self.database)
+        self.url = server.url(self.database)
         self._sent: dict[str, float] = {}
 
     def send(self, how: str, count: int) -> float:
-        producer = connect(self._url).producer()
+        producer = connect(self.url).producer()
         workitem = Workitem(body=BODY.encode(), content_type="application/json", type="nothing")
         begun = time.perf_counter()
         if how == "bulk":
@@ -99,7 +99,7 @@ class Ours:
         record = stamps.with_suffix(".record")
         config = stamps.with_suffix(".ini")
         config.write_text(
-            f"[taskqueue]\nurl = {self._url}\nuser = root\nworker_user = nobody\n[DEFAULT]\nworkers = 0\n"
+            f"[taskqueue]\nurl = {self.url}\nuser = root\nworker_user = nobody\n[DEFAULT]\nworkers = 0\n"
             f"[nothing]\nworkers = 2\n[record]\nworkers = 2\nseconds = 0\nfile = {record}\n"
         )
         record.touch()
