@@ -125,7 +125,7 @@ def part(side: Ours, server: PostgreSQL, count: int, directory: Path) -> float:
 @contextlib.contextmanager
 def producing(side: Ours, rate: float, stop: threading.Event, type: str) -> Iterator[dict[str, float]]:
     """Sends at a steady rate, a hundredth of a second at a time; yields when each was sent, by its id."""
-    sent: dict[str, float] = {}
+    sent = side.sent
 
     def send() -> None:
         producer = connect(side.url).producer()
@@ -207,7 +207,8 @@ def beside_a_transaction(server: PostgreSQL, installation: Installation, minutes
         part = sorted(latency for at, latency in found if minute <= (at - first) / 60 < minute + 1)
         print(
             f"beside an open transaction, minute {minute + 1}: {len(part) / 60:,.0f}/s, "
-            f"p50 {statistics.median(part) * 1e3:.1f} ms, p99 {part[int(len(part) * 0.99)] * 1e3:.1f} ms, longest {part[-1] * 1e3:.0f} ms"
+            f"p50 {statistics.median(part) * 1e3:.1f} ms, p99 {part[int(len(part) * 0.99)] * 1e3:.1f} ms, "
+            f"longest {part[-1] * 1e3:.0f} ms"
         )
     print(f"beside an open transaction: {len(found):,} of {len(sent):,} started")
 

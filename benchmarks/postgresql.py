@@ -70,7 +70,7 @@ class Ours:
         self.database = server.database(with_schema)
         self._installation = installation
         self.url = server.url(self.database)
-        self._sent: dict[str, float] = {}
+        self.sent: dict[str, float] = {}
 
     def send(self, how: str, count: int) -> float:
         producer = connect(self.url).producer()
@@ -84,7 +84,7 @@ class Ours:
                 producer.send([workitem])
         else:
             for number in range(count):
-                self._sent[str(number)] = time.monotonic()
+                self.sent[str(number)] = time.monotonic()
                 producer.send([Workitem(body=b"", content_type="text/plain", type="record", id=str(number))])
                 time.sleep(PAUSE)
         rate = count / (time.perf_counter() - begun)
@@ -107,7 +107,7 @@ class Ours:
         with running([[self._installation.bin("taskqueue"), "workerpool", "-f", "-c", config]], {}):
             yield
         starts = [line.split() for line in record.read_text().splitlines() if line.startswith("start")]
-        stamps.write_text("".join(f"{float(at) - self._sent[id]}\n" for _, id, _, at, _ in starts))
+        stamps.write_text("".join(f"{float(at) - self.sent[id]}\n" for _, id, _, at, _ in starts))
 
 
 class Peer:
