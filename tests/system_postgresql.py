@@ -36,4 +36,4 @@ class PostgreSQLSystem(StoreSystem):
         waiting = "(SELECT count(*) FROM taskqueue.workitems WHERE queue = %s AND state = 0)"
         unread = "(SELECT count(*) FROM taskqueue.history WHERE results = %s)"
         ((there, count),) = self.rows(f"SELECT {known}, {waiting} + {unread}", queue, queue, queue)
-        return int(str(count)) if there else None
+        return int(str(count)) if there or count else None

@@ -65,13 +65,12 @@ class SQLiteSystem(StoreSystem):
             yield connection
 
     def depth(self, queue: str) -> int | None:
-        sql = """
-            SELECT (SELECT count(*) FROM workitems WHERE queue = ?1 AND state = 0)
-                + (SELECT count(*) FROM ended WHERE results = ?1)
-            FROM queues WHERE name = ?1"""
+        waiting = "SELECT count(*) FROM workitems WHERE queue = ? AND state = 0"
+        unread = "SELECT count(*) FROM ended WHERE results = ?"
         with self._database() as connection:
             try:
-                found = connection.execute(sql, (queue,)).fetchone()
+                known = connection.execute("SELECT 1 FROM queues WHERE name = ?", (queue,)).fetchone()
+                found = sum(connection.execute(sql, (queue,)).fetchone()[0] for sql in (waiting, unread))
             except sqlite3.OperationalError:  # no table yet
                 return None
-            return None if found is None else int(found[0])
+            return found if known or found else None
