@@ -152,3 +152,19 @@ def test_the_command_line_lists_and_shows_workitems(system: System, desk: Desk, 
     text = run("show", done, failed)
     assert "log: one of two" in text and "ValueError: \\x1b[31mred" in text and "\x1b" not in text
     assert "never-was: it was never sent here" in run("show", "never-was", status=1)
+
+
+def test_a_carrier_does_the_chores_and_goes_on_when_other_things_are_to_be_kept(system: System, desk: Desk) -> None:
+    with contextlib.closing(connect(system.url).producer()) as producer:
+        producer.send([Workitem(body=b"") for _ in range(12)], queue="results")
+
+    config = CONFIG.format(file=system.open_directory / "notes")
+    daemon = system.workerpool(system.config(config, results_max_length=10), ready=1)
+    until(lambda: system.depth("results") == 10, "the oldest results are dropped")
+    carriers = daemon.carriers
+    system.config(config, results_max_length=10, history_retention="2h")
+    daemon.signal(signal.SIGHUP)
+    daemon.logged("configuration read again")
+
+    assert desk.store.wait(desk.send("echo 1"), timeout=60).state == State.SUCCEEDED
+    assert daemon.carriers == carriers

@@ -16,6 +16,7 @@ from taskqueue.record import Progress, Record, Run
 from taskqueue.store import Store
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
 from taskqueue.testing.recorded import RUN, RecordedResultsContract
+from taskqueue.testing.upkeep import UpkeepContract
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
 
 __all__ = ["StoreContract"]
@@ -24,7 +25,7 @@ FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class StoreContract(RecordedResultsContract, Contract):
+class StoreContract(UpkeepContract, RecordedResultsContract, Contract):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture

@@ -30,7 +30,6 @@ __all__ = [
     "release",
     "report",
     "take",
-    "trim",
     "waiting",
 ]
 
@@ -238,24 +237,3 @@ def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int]
         connection.execute("DELETE FROM carriers WHERE id = ?", (carrier,))
     else:
         connection.executemany(f"{sql} AND seq = ?", [(carrier, number) for number in numbers])
-
-
-def trim(
-    connection: sqlite3.Connection, results: str, results_max_length: int, dead_retention: float, now: float
-) -> None:
-    """Drop the oldest results beyond `results_max_length`, and dead letters that have been seen for longer."""
-    beyond = connection.execute(
-        f"SELECT seq FROM workitems WHERE queue = ? AND state = {WAITING} "
-        "ORDER BY priority DESC, seq DESC LIMIT 1 OFFSET ?",
-        (results, results_max_length),
-    ).fetchone()
-    if beyond:
-        connection.execute("DELETE FROM workitems WHERE queue = ? AND seq <= ?", (results, beyond[0]))
-    history.trim_unread(connection, results, results_max_length)
-    connection.execute(
-        "DELETE FROM workitems INDEXED BY expiring WHERE expires <= ? AND queue = ?", (now, DEAD_LETTERS)
-    )
-    connection.execute(
-        f"UPDATE workitems SET expires = ? WHERE queue = ? AND state = {WAITING} AND expires IS NULL",
-        (now + dead_retention, DEAD_LETTERS),
-    )
