@@ -104,7 +104,7 @@ def test_failures_and_crashes_are_attempts_with_their_causes(system: System, des
     assert all(a.run is not None and a.run.pid > 0 for a in record.attempts)
 
 
-def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: System, desk: Desk) -> None:
+def test_what_a_dead_carrier_ran_is_lost_and_seen_to_run_again(system: System, desk: Desk) -> None:
     pool = start(system)
     id = desk.send("tell 3")
     first = desk.reaches(id, State.RUNNING)
@@ -114,8 +114,11 @@ def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: System, desk: Desk
     assert first.running is not None
     runs = {None, first.running}
     again = until(lambda: record if (record := desk.store.record(id)).running not in runs else None, "another run")
-    assert again.state == State.RUNNING
-    assert desk.store.wait(id, timeout=60).state == State.SUCCEEDED
+    assert again.state in (State.LOST, State.RUNNING)
+    ended = desk.store.wait(id, timeout=60)
+    assert ended.state == State.SUCCEEDED
+    assert [(attempt.number, attempt.outcome) for attempt in ended.attempts] == [(1, "lost"), (1, "succeeded")]
+    assert ended.attempts[0].run == first.running
 
 
 @pytest.mark.parametrize(("history", "attempts"), [("outcome", 0), ("off", None)])

@@ -13,7 +13,7 @@ from taskqueue.clock import Clock
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
 from taskqueue.outcome import Dead, Rules
-from taskqueue.record import Record, born, is_recorded, settled, started
+from taskqueue.record import Record, born, is_recorded, lost, settled, started
 from taskqueue.statistics import Finish, Tally, hour_of, tallied, times
 from taskqueue.store import sender
 from taskqueue.upkeep import HOUR, Keeping, Round, dispensable
@@ -65,7 +65,7 @@ class Records:
 
     def released(self, workitem: Workitem) -> None:
         """Whoever had it has it no more."""
-        self._change(workitem, lambda record: replace(record, state=State.WAITING, running=None))
+        self._change(workitem, lambda record: lost(record, workitem, now=self._clock.wall()))
 
     def cancelled(self, id: str) -> None:
         """It was taken out of its queue."""

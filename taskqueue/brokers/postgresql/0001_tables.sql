@@ -156,12 +156,25 @@ CREATE TABLE @schema@.keeping (
     most bigint NOT NULL
 );
 
+-- The story of a workitem that whoever had it does not have any more: if it was said to run, that attempt is lost.
+CREATE FUNCTION @schema@.lost(story text, running text, attempt integer) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT CASE
+        WHEN running = '' THEN story
+        ELSE
+            CASE WHEN story = '' THEN '[' ELSE left(story, -1) || ',' END
+            || json_build_array(attempt, 'lost', running::json->0, '', '', date_part('epoch', now()), '[]'::json)
+            || ']'
+    END
+$$;
+
 -- Work that is not over.
 CREATE VIEW @schema@.live AS
     SELECT
         id, type,
         CASE
             WHEN running <> '' THEN 'running'
+            WHEN CASE WHEN story = '' THEN false ELSE story::json->-1->>1 = 'lost' END THEN 'lost'
             WHEN attempt > 1 THEN 'retrying'
             WHEN due > now() THEN 'scheduled'
             ELSE 'waiting'

@@ -146,6 +146,8 @@ def _from_live(row: Sequence[Any]) -> Record:
     run, progress = running(said)
     if run is not None:
         state = State.RUNNING
+    elif tried and tried[-1].outcome == "lost":
+        state = State.LOST
     elif attempt > 1 or (tried and tried[-1].outcome != "released"):
         state = State.RETRYING
     else:

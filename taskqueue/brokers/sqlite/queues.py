@@ -37,6 +37,10 @@ REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
 _LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
+_LOST = """CASE running WHEN '' THEN story ELSE
+    CASE story WHEN '' THEN '[' ELSE substr(story, 1, length(story) - 1) || ',' END
+    || json_array(attempt, 'lost', json_extract(running, '$[0]'), '', '', unixepoch(), json_array()) || ']'
+END"""
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
@@ -230,8 +234,12 @@ def waiting(connection: sqlite3.Connection, chosen: Sequence[int]) -> list[tuple
 
 
 def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:
-    """Give back what `carrier` was lent: these, or all, and then it is forgotten."""
-    sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '' WHERE state = {LENT} AND carrier = ?"
+    """Give back what `carrier` was lent: these, or all, and then it is forgotten.
+
+    An attempt that was said to run is lost.
+    """
+    sql = f"""UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '', story = {_LOST}
+        WHERE state = {LENT} AND carrier = ?"""
     if numbers is None:
         connection.execute(sql, (carrier,))
         connection.execute("DELETE FROM carriers WHERE id = ?", (carrier,))
