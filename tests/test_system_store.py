@@ -171,3 +171,31 @@ def test_a_carrier_does_the_chores_and_goes_on_when_other_things_are_to_be_kept(
 
     assert desk.store.wait(desk.send("echo 1"), timeout=60).state == State.SUCCEEDED
     assert daemon.carriers == carriers
+
+
+def test_what_expired_or_died_is_a_dead_letter_without_a_dispatcher_too(system: System, desk: Desk) -> None:
+    config = start(system)
+    expired = desk.send("echo late", expiration=0.0)
+    with contextlib.closing(connect(system.url).producer()) as producer:  # nobody ever claims from this one's queue
+        nobody, *_ = producer.send([Workitem(body=b"", type="nobody", expiration=0.0)])
+    failed = desk.send("fail no")
+
+    def listed() -> dict[str, str]:
+        shown = system.run("dead", "list", "--json", "--url", system.url).stdout
+        return {row["id"]: row["reason"] for row in map(json.loads, shown.splitlines())}
+
+    until(lambda: len(listed()) >= 2, "dead letters")
+    assert system.run("maintain", "--url", system.url).returncode == 0
+    wanted = {expired: "expired", nobody: "expired", failed: "failed"}
+    assert until(lambda: letters if (letters := listed()) == wanted else None, "all three") == wanted
+    assert [desk.store.record(id).state for id in wanted] == [State.EXPIRED, State.EXPIRED, State.FAILED]
+    config.stop()
+
+
+def test_without_dead_letters_the_record_says_what_became_of_it(system: System, desk: Desk) -> None:
+    start(system, "dead_letters = off\n")
+
+    record = desk.store.wait(desk.send("fail not today"), timeout=60)
+
+    assert (record.state, record.attempts[0].error) == (State.FAILED, "ValueError: not today")
+    assert system.run("dead", "list", "--json", "--url", system.url).stdout == b""

@@ -11,6 +11,7 @@ from typing import Any
 
 from taskqueue.broker import Broker, Delivery, Ended, Options, connect
 from taskqueue.carrier.chores import Chores
+from taskqueue.carrier.dropped import Dropped
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import SYSTEM, Clock
@@ -49,6 +50,7 @@ class Carrier:
         self._processes: dict[int, WorkerProcess] = {}
         self._broker: Broker | None = None
         self._chores: Chores | None = None
+        self._dropped: Dropped | None = None
         self._options: dict[str, Any] = {}
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._draining: asyncio.Task[None] | None = None
@@ -129,6 +131,7 @@ class Carrier:
             self._broker.watch(lambda trouble: self._manager.send(Kind.BROKER, {"trouble": trouble}))
             if self._broker.capabilities.store:
                 self._chores = Chores(self._broker.store(), keeping)
+                self._dropped = Dropped(self._broker)
 
     def _add(self, pid: int, meta: dict[str, Any], sock: socket.socket) -> None:
         pairs = {name: tuple((str(n), str(v)) for n, v in meta[name]) for name in ("environment", "settings")}
@@ -198,6 +201,8 @@ class Carrier:
             lane.stop_receiving()
         for lane in self._lanes.values():
             await lane.drained()
+        if self._dropped is not None:
+            await self._dropped.close()
         if self._chores is not None:
             await self._chores.close()
         if self._broker is not None:

@@ -27,6 +27,7 @@ class Chores:
         self._store = store
         self._wake = asyncio.Event()
         self._doing = asyncio.get_running_loop().create_task(self._do())
+        self._doing.add_done_callback(lambda task: task.cancelled() or task.result())  # not in silence
 
     def keep(self, keeping: Keeping) -> None:
         """From now on this is to be kept; where it is news, the next round begins at once."""

@@ -55,6 +55,7 @@ BEGIN
     IF NOT alone() THEN
         RETURN;
     END IF;
+    PERFORM promote();
     dropped := 0;
     SELECT seq INTO beyond FROM workitems
         WHERE state = 0 AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskqueue.broker import Options
-from taskqueue.brokers.sqlite import carriers, hours
+from taskqueue.brokers.sqlite import carriers, hours, queues
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import lock_file
 from taskqueue.brokers.sqlite.schema import WAITING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.upkeep import HOUR, Keep, Keeping, Round, dispensable
-from taskqueue.workitem import DEAD_LETTERS
+from taskqueue.workitem import DEAD_LETTERS, DROPPED
 
 __all__ = ["Keeper"]
 
@@ -63,6 +64,7 @@ class Keeper:
 
     def _round(self, database: Database, keeping: Keeping) -> Round:
         known = self._known(database, keeping)
+        self._drop_expired(database)
         return Round(
             carriers=self._adopt(database),
             results=self._bound_results(database),
@@ -139,6 +141,20 @@ class Keeper:
             f"ORDER BY seq LIMIT {BATCH})",
             queue, beyond[0][0],
         )  # fmt: skip
+
+    def _drop_expired(self, database: Database) -> None:
+        """Of queues that nobody claims from; a dispatcher or a carrier makes dead letters of it."""
+        now = self._clock.wall()
+        sql = f"SELECT DISTINCT queue FROM workitems INDEXED BY expiring WHERE expires <= ? AND state = {WAITING}"
+        for (queue,) in self._read(database, sql, now):
+            while queue not in (DEAD_LETTERS, DROPPED):
+                begun, outbox = time.monotonic(), Outbox()
+                with database.writing(durable=False, told=outbox.told) as connection:
+                    count = queues.drop_expired(connection, outbox, queue, now, BATCH)
+                    outbox.store(connection)
+                self._rest(begun)
+                if count < BATCH:
+                    break
 
     def _expire_letters(self, database: Database) -> int:
         now = self._clock.wall()

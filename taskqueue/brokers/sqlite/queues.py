@@ -20,6 +20,7 @@ __all__ = [
     "cancel",
     "claim",
     "declare",
+    "drop_expired",
     "end",
     "exists",
     "forget",
@@ -91,7 +92,7 @@ def claim(
     connection.execute(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
-    _drop_expired(connection, outbox, queue, now)
+    drop_expired(connection, outbox, queue, now)
     _bring(connection, queue, limit, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
@@ -124,12 +125,14 @@ def _bring(connection: sqlite3.Connection, queue: str, limit: int, now: float) -
     outbox.store(connection)
 
 
-def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float) -> None:
+def drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float, most: int = -1) -> int:
+    """Take out of `queue` whose time is over, up to `most`; -1: all.  How many there were."""
     # By that index, or every claim would read the whole queue.
     expired = connection.execute(
-        f"""DELETE FROM workitems INDEXED BY expiring
-        WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_LIFE}, {_FIELDS}""",
-        (queue, now),
+        f"""DELETE FROM workitems WHERE seq IN (
+            SELECT seq FROM workitems INDEXED BY expiring WHERE queue = ? AND expires <= ? AND state = {WAITING} LIMIT ?
+        ) RETURNING {_LIFE}, {_FIELDS}""",
+        (queue, now, most),
     ).fetchall()
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
@@ -137,6 +140,7 @@ def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, no
         outbox.record(history.expired(item, life, now) for item, life in items if life is not None)
         dropped = [item._replace(expiration=None, headers={**item.headers, **death}) for item, _ in items]
         outbox.put([(DROPPED, item, None) for item in dropped], now)
+    return len(expired)
 
 
 def end(
