@@ -16,9 +16,11 @@ SET plan_cache_mode = force_custom_plan AS $$
     WITH past AS MATERIALIZED (
         SELECT
             date_trunc('hour', h.ended) AS hour, h.type, h.state,
-            (told->0->2->>3)::double precision - date_part('epoch', h.sent) AS waited,
-            (told->-1->2->>4)::double precision - (told->-1->2->>3)::double precision AS ran
-        FROM history h, LATERAL (SELECT nullif(h.story, '')::json AS told OFFSET 0) AS parsed
+            (runs.first->>3)::double precision - date_part('epoch', h.sent) AS waited,
+            (runs.last->>4)::double precision - (runs.last->>3)::double precision AS ran
+        FROM history h, LATERAL (  -- json, for jsonb takes no NUL, which a log may have; and the long text read only twice
+            SELECT nullif(h.story, '')::json->0->2 AS first, nullif(h.story, '')::json->-1->2 AS last OFFSET 0
+        ) AS runs
         WHERE h.ended >= since AND h.ended < until AND (kind IS NULL OR h.type = kind)
     ), counts AS (
         SELECT
