@@ -30,6 +30,7 @@ __all__ = [
     "attempt_of",
     "born",
     "is_recorded",
+    "lost",
     "result_of",
     "results_queue",
     "settled",
@@ -149,6 +150,14 @@ def born(workitem: Workitem, *, sender: str, now: float) -> Record:
 def started(record: Record, run: Run, progress: Progress | None) -> Record:
     """The record of what a worker process is seen to run."""
     return replace(record, state=State.RUNNING, running=run, progress=progress or record.progress)
+
+
+def lost(record: Record, workitem: Workitem, *, now: float) -> Record:
+    """The record of what its carrier does not have any more at `now`, POSIX seconds, and did not settle."""
+    if record.running is None:
+        return record
+    attempt = Attempt(workitem.attempt, "lost", record.running, again=now)
+    return replace(record, state=State.LOST, running=None, attempts=(*record.attempts, attempt))
 
 
 def settled(

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from taskqueue.lifecycle import State
 from taskqueue.record import Record
+from taskqueue.statistics import Tally
+from taskqueue.upkeep import Keeping, Round
 
 __all__ = ["Store", "sender"]
 
@@ -54,6 +56,21 @@ class Store(Protocol):
         """Take a workitem out of its queue for good; False where it has ended, or a worker process has it.
 
         Raises UnknownTask.
+        """
+
+    def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
+        """What ended since the hour of `since` (POSIX seconds), by type and hour; what ended just now is in it.
+
+        type: of this one alone; empty: of all.
+        """
+
+    def maintain(self, keeping: Keeping) -> Round:
+        """Do what has to be done now and then, until there is nothing left of it.
+
+        Has what dead carriers had lent again, drops what need not be kept, makes statistics of the hours that are over.
+        In small steps that keep nobody waiting for long, each of them whole: it may be killed at any moment, and done
+        by several at once, of which all but one say that they were not needed.  `close` ends it, from any thread; it
+        raises BrokerError then.
         """
 
     def close(self) -> None:

@@ -22,6 +22,8 @@ LAYERS = (
         "lifecycle",
         "record",
         "story",
+        "statistics",
+        "upkeep",
         "config",
         "plan",
         "retry",

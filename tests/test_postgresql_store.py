@@ -13,12 +13,13 @@ from databases import PRODUCER, PostgreSQL, with_schema
 from embedded import drain, run
 from system import until
 
-from taskqueue.broker import Broker, Delivery, Ended, Underway, connect
+from taskqueue.broker import Broker, Delivery, Ended, Options, Underway, connect
 from taskqueue.brokers.postgresql import line
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.record import Progress, Run
 from taskqueue.testing.recorded import RUN
+from taskqueue.upkeep import Keeping
 from taskqueue.workitem import Workitem
 
 JOIN = """
@@ -202,7 +203,8 @@ def test_results_that_wait_in_the_history_are_bounded_and_read_over_all_days(
     with contextlib.closing(postgresql.admin(database)) as owner:
         owner.execute("UPDATE taskqueue.history SET ended = ended - interval '3 days' WHERE id = ANY ('{21,22}')")
         owner.execute("UPDATE taskqueue.history SET ended = ended - interval '4 days' WHERE id = ANY ('{1,2}')")
-        owner.execute("SELECT taskqueue.maintain('results', 28, 1)")
+    with contextlib.closing(connect(Options(url=url, results_max_length=28)).store()) as store:
+        store.maintain(Keeping())
 
     assert run(url, read) == [b"21", b"22", *(b"%d" % n for n in range(30) if n not in (1, 2, 21, 22))]
 

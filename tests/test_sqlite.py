@@ -25,6 +25,7 @@ from taskqueue.errors import BrokerError
 from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.record import Run
 from taskqueue.testing.recorded import RUN
+from taskqueue.upkeep import Keeping
 from taskqueue.workitem import Workitem
 
 
@@ -215,8 +216,6 @@ def test_a_sender_hears_where_what_it_sent_could_not_be_made_safe(url: str, monk
 def test_results_are_bounded(tmp_path: Path, run: Run | None) -> None:
     url = f"sqlite:///{tmp_path}/queue.db"
     send(url, *[b"%d" % n for n in range(30)])
-    there = "SELECT count(*) FROM workitems WHERE queue = 'results'"
-    from_records = "SELECT since > 0 FROM queues WHERE name = 'results'"
 
     async def work() -> list[bytes]:
         broker = open_broker(Options(url=url, results_max_length=10))
@@ -224,11 +223,8 @@ def test_results_are_bounded(tmp_path: Path, run: Run | None) -> None:
         for delivery in await consumer.receive(limit=30):
             done = Done(Payload(delivery.workitem.body))
             await consumer.settle([Ended(delivery, done, Rules(results_routing_key="results"), run)])
-        with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
-            for _ in range(100):
-                if connection.execute(there if run is None else from_records).fetchall() in ([(10,)], [(1,)]):
-                    break
-                await asyncio.sleep(0.1)
+        with contextlib.closing(broker.store()) as store:
+            await asyncio.to_thread(store.maintain, Keeping())
         results = broker.consumer("results", reserve=100)
         found = await results.receive(limit=100)
         await broker.close()
@@ -261,68 +257,6 @@ def test_threads_of_one_program_may_send_while_others_wait_for_replies(url: str)
     assert sorted(reply.correlation_id for reply in replies if reply is not None) == sorted(sent)
 
 
-class Moving:
-    """A clock that moves when told."""
-
-    now = 1_000_000.0
-    monotonic = staticmethod(time.monotonic)
-
-    def wall(self) -> float:
-        return self.now
-
-
-def test_a_dead_letter_is_kept_for_its_retention_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskqueue.brokers.sqlite.engine.LOOK_EVERY", 0.02)
-    monkeypatch.setattr("taskqueue.brokers.sqlite.engine.CHORES_EVERY", 1)
-    clock = Moving()
-    options = Options(url="", dead_retention=3600.0)
-
-    async def test() -> None:
-        broker = SQLiteBroker(tmp_path / "queue.db", options, clock=clock)
-        producer, view = broker.producer(), broker.dead_letters()
-        done: list[None] = []
-        monkeypatch.setattr(broker._engine, "_chores", lambda connection: done.append(broker._chores(connection)))
-
-        async def kept() -> list[str]:
-            return [delivery.workitem.id async for delivery in view.look()]
-
-        async def chores() -> None:
-            """Wait until they have been done twice."""
-            for _ in range(2):
-                before = len(done)
-                while len(done) == before:
-                    await asyncio.sleep(0.01)
-
-        producer.send([Workitem(body=b"", id="old")], queue="taskqueue.dead")
-        producer.send([Workitem(body=b"", id="other")])
-        await broker.declare("started")
-        await chores()
-        clock.now += 1800
-        producer.send([Workitem(body=b"", id="young")], queue="taskqueue.dead")
-        await chores()
-        clock.now += 1799
-        await chores()
-        assert await kept() == ["old", "young"]
-        clock.now += 2
-        await chores()
-        assert await kept() == ["young"]
-        clock.now += 1800
-        await chores()
-        assert await kept() == []
-        producer.close()
-        await view.close()
-        await broker.close()
-
-    asyncio.run(asyncio.wait_for(test(), 60))
-    assert [body for (body,) in rows(tmp_path / "queue.db")] == ["other"]
-
-
-def rows(file: Path) -> list[tuple[str]]:
-    """The ids of all that is in the file."""
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        return connection.execute("SELECT id FROM workitems").fetchall()
-
-
 def test_a_carrier_waits_for_a_program_that_knows_nothing_of_turns(tmp_path: Path, url: str) -> None:
     """Such as an sqlite3 shell: it has the file for a while, and nothing is lost or said to be wrong."""
 
@@ -353,6 +287,16 @@ def test_a_number_that_was_given_back_is_given_to_no_other_workitem(tmp_path: Pa
     numbers = [number() for _ in range(3)]
 
     assert sorted(set(numbers)) == numbers
+
+
+class Moving:
+    """A clock that moves when told."""
+
+    now = 1_000_000.0
+    monotonic = staticmethod(time.monotonic)
+
+    def wall(self) -> float:
+        return self.now
 
 
 def test_workitems_that_are_sent_when_the_clock_has_been_set_back_come_after_those_before(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_failures_and_crashes_are_attempts_with_their_causes(system: System, des
     assert all(a.run is not None and a.run.pid > 0 for a in record.attempts)
 
 
-def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: System, desk: Desk) -> None:
+def test_what_a_dead_carrier_ran_is_lost_and_seen_to_run_again(system: System, desk: Desk) -> None:
     pool = start(system)
     id = desk.send("tell 3")
     first = desk.reaches(id, State.RUNNING)
@@ -114,8 +114,11 @@ def test_what_a_dead_carrier_ran_is_seen_to_run_again(system: System, desk: Desk
     assert first.running is not None
     runs = {None, first.running}
     again = until(lambda: record if (record := desk.store.record(id)).running not in runs else None, "another run")
-    assert again.state == State.RUNNING
-    assert desk.store.wait(id, timeout=60).state == State.SUCCEEDED
+    assert again.state in (State.LOST, State.RUNNING)
+    ended = desk.store.wait(id, timeout=60)
+    assert ended.state == State.SUCCEEDED
+    assert [(attempt.number, attempt.outcome) for attempt in ended.attempts] == [(1, "lost"), (1, "succeeded")]
+    assert ended.attempts[0].run == first.running
 
 
 @pytest.mark.parametrize(("history", "attempts"), [("outcome", 0), ("off", None)])
@@ -152,3 +155,47 @@ def test_the_command_line_lists_and_shows_workitems(system: System, desk: Desk, 
     text = run("show", done, failed)
     assert "log: one of two" in text and "ValueError: \\x1b[31mred" in text and "\x1b" not in text
     assert "never-was: it was never sent here" in run("show", "never-was", status=1)
+
+
+def test_a_carrier_does_the_chores_and_goes_on_when_other_things_are_to_be_kept(system: System, desk: Desk) -> None:
+    with contextlib.closing(connect(system.url).producer()) as producer:
+        producer.send([Workitem(body=b"") for _ in range(12)], queue="results")
+
+    config = CONFIG.format(file=system.open_directory / "notes")
+    daemon = system.workerpool(system.config(config, results_max_length=10), ready=1)
+    until(lambda: system.depth("results") == 10, "the oldest results are dropped")
+    carriers = daemon.carriers
+    system.config(config, results_max_length=10, history_retention="2h")
+    daemon.signal(signal.SIGHUP)
+    daemon.logged("configuration read again")
+
+    assert desk.store.wait(desk.send("echo 1"), timeout=60).state == State.SUCCEEDED
+    assert daemon.carriers == carriers
+
+
+def test_what_expired_or_died_is_a_dead_letter_without_a_dispatcher_too(system: System, desk: Desk) -> None:
+    config = start(system)
+    expired = desk.send("echo late", expiration=0.0)
+    with contextlib.closing(connect(system.url).producer()) as producer:  # nobody ever claims from this one's queue
+        nobody, *_ = producer.send([Workitem(body=b"", type="nobody", expiration=0.0)])
+    failed = desk.send("fail no")
+
+    def listed() -> dict[str, str]:
+        shown = system.run("dead", "list", "--json", "--url", system.url).stdout
+        return {row["id"]: row["reason"] for row in map(json.loads, shown.splitlines())}
+
+    until(lambda: len(listed()) >= 2, "dead letters")
+    assert system.run("maintain", "--url", system.url).returncode == 0
+    wanted = {expired: "expired", nobody: "expired", failed: "failed"}
+    assert until(lambda: letters if (letters := listed()) == wanted else None, "all three") == wanted
+    assert [desk.store.record(id).state for id in wanted] == [State.EXPIRED, State.EXPIRED, State.FAILED]
+    config.stop()
+
+
+def test_without_dead_letters_the_record_says_what_became_of_it(system: System, desk: Desk) -> None:
+    start(system, "dead_letters = off\n")
+
+    record = desk.store.wait(desk.send("fail not today"), timeout=60)
+
+    assert (record.state, record.attempts[0].error) == (State.FAILED, "ValueError: not today")
+    assert system.run("dead", "list", "--json", "--url", system.url).stdout == b""

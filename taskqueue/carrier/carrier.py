@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from taskqueue.broker import Broker, Delivery, Ended, Options, connect
+from taskqueue.carrier.chores import Chores
+from taskqueue.carrier.dropped import Dropped
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import SYSTEM, Clock
@@ -17,6 +19,7 @@ from taskqueue.config import Group
 from taskqueue.process.protocol import Kind
 from taskqueue.process.wire import Wire
 from taskqueue.title import set_title
+from taskqueue.upkeep import Keep, Keeping
 
 __all__ = ["Carrier"]
 
@@ -46,6 +49,8 @@ class Carrier:
         self._lanes: dict[str, Lane] = {}
         self._processes: dict[int, WorkerProcess] = {}
         self._broker: Broker | None = None
+        self._chores: Chores | None = None
+        self._dropped: Dropped | None = None
         self._options: dict[str, Any] = {}
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._draining: asyncio.Task[None] | None = None
@@ -115,12 +120,18 @@ class Carrier:
                 raise ValueError(f"the manager does not say {kind.name}")
 
     def _configure(self, meta: dict[str, Any]) -> None:
-        """The first time it names the broker as well; later only what worker processes are told."""
+        """The first time it names the broker as well; later only what worker processes are told, and what is kept."""
         self._options = meta
+        keeping = _keeping(meta["keeping"])
+        if self._chores is not None:
+            self._chores.keep(keeping)
         if self._broker is None:
             logging.getLogger().setLevel(meta["log_level"])
             self._broker = connect(Options(**meta["broker"]))
             self._broker.watch(lambda trouble: self._manager.send(Kind.BROKER, {"trouble": trouble}))
+            if self._broker.capabilities.store:
+                self._chores = Chores(self._broker.store(), keeping)
+                self._dropped = Dropped(self._broker)
 
     def _add(self, pid: int, meta: dict[str, Any], sock: socket.socket) -> None:
         pairs = {name: tuple((str(n), str(v)) for n, v in meta[name]) for name in ("environment", "settings")}
@@ -190,6 +201,10 @@ class Carrier:
             lane.stop_receiving()
         for lane in self._lanes.values():
             await lane.drained()
+        if self._dropped is not None:
+            await self._dropped.close()
+        if self._chores is not None:
+            await self._chores.close()
         if self._broker is not None:
             await self._broker.close()
         self._manager.send(Kind.DRAINED)
@@ -244,3 +259,8 @@ class Carrier:
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._kill(process)
+
+
+def _keeping(meta: dict[str, Any]) -> Keeping:
+    types = {type: Keep(*keep) for type, keep in meta["types"].items()}
+    return Keeping(default=Keep(*meta["default"]), types=types, statistics=meta["statistics"])

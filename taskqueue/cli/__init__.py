@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from taskqueue.cli import check_config, config, daemons, dead, demo, send, services, setup_db, tasks
+from taskqueue.cli import check_config, config, daemons, dead, demo, send, services, setup_db, tasks, upkeep
 from taskqueue.errors import ConfigError, TaskQueueError
 
 __all__ = ["command_line", "dispatcher", "main", "workerpool"]
@@ -29,7 +29,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="taskqueue", description="Hands work to worker processes.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (send, tasks, dead, check_config, config, daemons, services, setup_db, demo):
+    for module in (send, tasks, upkeep, dead, check_config, config, daemons, services, setup_db, demo):
         for command in _parsers(module.add_parser(commands)):
             if module not in (demo, services):  # which have no place, or their own
                 _add_place(command)

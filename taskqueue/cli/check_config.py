@@ -91,6 +91,9 @@ def _options(config: Config, root: bool) -> dict[str, object]:
         "max_types": config.max_types,
         "results_max_length": config.results_max_length,
         "dead_retention": config.dead_retention,
+        "history_retention": config.history_retention,
+        "history_max": config.history_max,
+        "statistics_retention": config.statistics_retention,
         "queue_type": config.queue_type,
         "heartbeat": config.heartbeat,
     }

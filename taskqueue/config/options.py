@@ -109,6 +109,27 @@ TASKQUEUE = _table(
         meaning="How long a dead letter is kept: seconds, or a number with s, m, h or d behind it.",
     ),
     Option(
+        name="history_retention",
+        default="30d",
+        parse=parsers.duration(3600),
+        meaning="How long a store (postgresql, sqlite) keeps records of workitems that have ended, with their results: "
+        "seconds, or a number with s, m, h or d behind it, from one hour. Worker types may say something else.",
+    ),
+    Option(
+        name="history_max",
+        default="0",
+        parse=parsers.number(0),
+        meaning="How many records a store keeps of each type's workitems that have ended; beyond that the oldest are "
+        "dropped, by whole hours, so that there are never less. 0: any number. Worker types may say something else.",
+    ),
+    Option(
+        name="statistics_retention",
+        default="400d",
+        parse=parsers.duration(86400),
+        meaning="How long a store keeps statistics by type and hour: seconds, or a number with s, m, h or d behind it, "
+        "from one day; never shorter than the records that they are made of.",
+    ),
+    Option(
         name="queue_type",
         default="quorum",
         parse=parsers.choice("quorum", "classic"),
@@ -268,6 +289,20 @@ WORKERS = _table(
         parse=parsers.choice("full", "outcome", "off"),
         meaning="What a store (postgresql, sqlite) keeps of a workitem that has ended: full: every attempt, log and "
         "result; outcome: how it ended, and when; off: nothing.",
+    ),
+    Option(
+        name="history_retention",
+        default="",
+        parse=lambda value: parsers.duration(3600)(value) if value else None,
+        meaning="How long a store keeps records of this type's workitems that have ended: seconds, or a number with s, "
+        "m, h or d behind it, from one hour. Empty: as [taskqueue] says. Of several groups, the longest counts.",
+    ),
+    Option(
+        name="history_max",
+        default="",
+        parse=lambda value: parsers.number(0)(value) if value else None,
+        meaning="How many records a store keeps of this type's workitems that have ended; beyond that the oldest are "
+        "dropped, by whole hours. 0: any number. Empty: as [taskqueue] says. Of several groups, the largest counts.",
     ),
     Option(
         name="max_crashes",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from taskqueue.config.options import AMQP, TASKQUEUE, WORKERS, defaults
 from taskqueue.outcome import Rules
+from taskqueue.upkeep import Keep, Keeping, longest
 from taskqueue.workitem import worker_queue
 
 __all__ = [
@@ -44,6 +45,7 @@ class Group:
     time_limit, soft_time_limit: seconds; 0: none.
     memory_limit, max_memory: bytes; 0: none.
     max_tasks: workitems; 0: any number.
+    history_retention, history_max: seconds, and records of ended workitems (0: any number); None: as the daemon's.
     installation: which one of plugin and formats this is (`Installed.installation`); empty: not told.
     environment, settings: name and value, each name once.  `settings` are the options that are the plugin's own,
     sorted by name.  Both may hold secrets: show them through `mask_pairs` only.
@@ -70,6 +72,8 @@ class Group:
     dead_letters: bool = _GROUP["dead_letters"]
     max_crashes: int = _GROUP["max_crashes"]
     history: Literal["full", "outcome", "off"] = _GROUP["history"]
+    history_retention: float | None = _GROUP["history_retention"]
+    history_max: int | None = _GROUP["history_max"]
     installation: str = ""
     environment: tuple[tuple[str, str], ...] = field(default=_GROUP["environment"], repr=False)
     settings: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -109,7 +113,8 @@ class Config:
     max_body: bytes.
     default_workitem_type: a content type; empty: none.
     workitem_type_map: what content types are read as, sorted.
-    dead_retention, heartbeat: seconds.
+    dead_retention, history_retention, statistics_retention, heartbeat: seconds.
+    history_max: records of each type's ended workitems; 0: any number.
     groups: of the plugins that are installed and of the sections of others, sorted by type.
     warnings: sentences about what is odd but harms nothing else.
     logging: it has sections for `logging.config`.
@@ -130,11 +135,26 @@ class Config:
     max_types: int = _DAEMON["max_types"]
     results_max_length: int = _DAEMON["results_max_length"]
     dead_retention: float = _DAEMON["dead_retention"]
+    history_retention: float = _DAEMON["history_retention"]
+    history_max: int = _DAEMON["history_max"]
+    statistics_retention: float = _DAEMON["statistics_retention"]
     queue_type: str = _DAEMON["queue_type"]
     heartbeat: float = _DAEMON["heartbeat"]
     groups: tuple[Group, ...] = ()
     warnings: tuple[str, ...] = ()
     logging: bool = False
+
+    @property
+    def keeping(self) -> Keeping:
+        """How long a store is to keep what has ended."""
+        default = Keep(self.history_retention, self.history_max)
+        wanted: dict[str, list[Keep]] = {}
+        for group in self.groups:
+            age = default.age if group.history_retention is None else group.history_retention
+            most = default.most if group.history_max is None else group.history_max
+            wanted.setdefault(group.type, []).append(Keep(age, most))
+        types = {type: longest(keeps) for type, keeps in wanted.items()}
+        return Keeping(default=default, types=types, statistics=self.statistics_retention)
 
     def place(self, option: str, *sections: str) -> str:
         """Where `option` is, in the first of `sections` that has it: `file:line`; where none has it, the file."""

@@ -16,6 +16,7 @@ from taskqueue.record import Progress, Record, Run
 from taskqueue.store import Store
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
 from taskqueue.testing.recorded import RUN, RecordedResultsContract
+from taskqueue.testing.upkeep import UpkeepContract
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
 
 __all__ = ["StoreContract"]
@@ -24,7 +25,7 @@ FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class StoreContract(RecordedResultsContract, Contract):
+class StoreContract(UpkeepContract, RecordedResultsContract, Contract):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture
@@ -164,6 +165,40 @@ class StoreContract(RecordedResultsContract, Contract):
 
         record = store.record(id)
         assert (record.state, [attempt.outcome for attempt in record.attempts]) == (State.WAITING, ["released"])
+
+    def test_what_its_carrier_gave_up_while_it_ran_is_lost_until_it_starts_again(
+        self, bench: Bench, store: Store
+    ) -> None:
+        ran, held = bench.send(item(), item())
+        again = RUN._replace(pid=12, ended=None)
+
+        async def lose() -> None:
+            broker = bench.another()
+            consumer = broker.consumer(f"worker_{TYPE}", reserve=2)
+            lent = await bench.lent(consumer, 2)
+            await consumer.report([Underway(lent[0], RUN._replace(ended=None))])
+            await broker.close()
+
+        bench.run_once(lose)
+        record = store.record(ran)
+        assert (record.state, record.running) == (State.LOST, None)
+        assert [(a.number, a.outcome, a.run) for a in record.attempts] == [(1, "lost", RUN._replace(ended=None))]
+        assert (store.record(held).state, store.record(held).attempts) == (State.WAITING, ())
+        assert [found.id for found in store.history(states=[State.LOST])] == [ran]
+
+        async def start_again() -> tuple[State, State]:
+            consumer = bench.consumer()
+            delivery, _ = await bench.lent(consumer, 2)
+            lent = store.record(ran).state
+            await consumer.report([Underway(delivery, again)])
+            running = store.record(ran).state
+            assert await consumer.settle([Ended(delivery, Done(None), RULES, again._replace(ended=9.0))]) == [True]
+            return lent, running
+
+        assert bench.run(start_again) == (State.LOST, State.RUNNING)
+        record = store.record(ran)
+        assert record.state == State.SUCCEEDED
+        assert [(a.number, a.outcome) for a in record.attempts] == [(1, "lost"), (1, "succeeded")]
 
     def test_what_goes_through_the_dispatcher_is_one_life(self, bench: Bench, store: Store) -> None:
         (id,) = bench.send(item(type=""), queue=INCOMING)

@@ -12,14 +12,17 @@ from taskqueue.process.protocol import Kind
 from taskqueue.process.spawn import Offspring
 from taskqueue.process.wire import Wire
 
-__all__ = ["NO_ANSWER", "CarrierEnd", "settings"]
+__all__ = ["LATER", "NO_ANSWER", "CarrierEnd", "settings"]
 
 PING_EVERY = 3.0  # seconds
 NO_ANSWER = "no answer"
+LATER = ("formats", "keeping")
+"""Settings that a carrier takes up while it works."""
 
 
 def settings(config: Config, installed: Mapping[str, str], *, user: str, log_level: int) -> dict[str, Any]:
     """What a carrier is told to work with; `installed` are the formats of third parties."""
+    keeping = config.keeping
     return {
         "broker": {
             "url": config.url,
@@ -34,6 +37,11 @@ def settings(config: Config, installed: Mapping[str, str], *, user: str, log_lev
             "installed": dict(installed),
             "default": config.default_workitem_type,
             "read_as": dict(config.workitem_type_map),
+        },
+        "keeping": {
+            "default": keeping.default,
+            "types": dict(keeping.types),
+            "statistics": keeping.statistics,
         },
         "user": user,
     }
@@ -115,7 +123,7 @@ class CarrierEnd:
         self._wire.read()
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """What it is to work with from now on: formats, and what the first word of all names."""
+        """What it is to work with from now on: formats, what is kept, and what the first word of all names."""
         self.settings = dict(settings)
         self._wire.send(Kind.CONFIG, self.settings)
 

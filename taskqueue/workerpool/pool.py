@@ -23,7 +23,7 @@ from taskqueue.handover import become_anew, check, hold_signals, last_signals, r
 from taskqueue.plan import Start, Stop, plan, want
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
-from taskqueue.workerpool.carrier_end import settings
+from taskqueue.workerpool.carrier_end import LATER, settings
 from taskqueue.workerpool.children import GRACE, MUTE_FOR, Children
 from taskqueue.workerpool.succession import adopt, descriptors, flush, leave
 
@@ -195,7 +195,7 @@ class WorkerPool:
         children.forgive()
         carrier, wanted = children.carrier, self._carrier_settings()
         if carrier is not None and carrier.settings != wanted:
-            if {**carrier.settings, "formats": None} == {**wanted, "formats": None}:
+            if {**carrier.settings, **dict.fromkeys(LATER)} == {**wanted, **dict.fromkeys(LATER)}:
                 carrier.configure(wanted)
             else:
                 log.info("the connection's settings have changed: the carrier is replaced")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,8 +13,10 @@ from taskqueue.clock import Clock
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
 from taskqueue.outcome import Dead, Rules
-from taskqueue.record import Record, born, is_recorded, settled, started
+from taskqueue.record import Record, born, is_recorded, lost, settled, started
+from taskqueue.statistics import Finish, Tally, hour_of, tallied, times
 from taskqueue.store import sender
+from taskqueue.upkeep import HOUR, Keeping, Round, dispensable
 from taskqueue.workitem import Workitem
 
 __all__ = ["MemoryStore", "Records"]
@@ -63,7 +65,7 @@ class Records:
 
     def released(self, workitem: Workitem) -> None:
         """Whoever had it has it no more."""
-        self._change(workitem, lambda record: replace(record, state=State.WAITING, running=None))
+        self._change(workitem, lambda record: lost(record, workitem, now=self._clock.wall()))
 
     def cancelled(self, id: str) -> None:
         """It was taken out of its queue."""
@@ -84,6 +86,22 @@ class Records:
             oldest = self._records.get(self._ended.popleft())
             if oldest is not None and oldest.state in ENDED:
                 del self._records[oldest.id]
+
+    def all_ended(self) -> list[Record]:
+        """Those that are over, the first that was sent first."""
+        return [record for record in self._records.values() if record.state in ENDED]
+
+    def drop(self, keeping: Keeping) -> int:
+        """Forget what need not be kept, with all that is known of it; how many there were."""
+        now = self._clock.wall()
+        ended = [(hour_of(record.ended or now), record.type, record.id) for record in self.all_ended()]
+        count = Counter((hour, type) for hour, type, _ in ended)
+        past = [(hour, type, n) for (hour, type), n in count.items() if hour + HOUR <= now]
+        over = dispensable(past, keeping, now)
+        gone = [id for hour, type, id in ended if (hour, type) in over]
+        for id in gone:
+            del self._records[id]
+        return len(gone)
 
     def get(self, id: str) -> Record:
         """As it is now.  Raises UnknownTask."""
@@ -134,6 +152,16 @@ class MemoryStore:
                 return False
             self._records.cancelled(id)
             return True
+
+    def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
+        with self._records.lock:
+            ended = [record for record in self._records.all_ended() if type in ("", record.type)]
+        finishes = (Finish(r.ended, r.type, r.state, *times(r.sent, r.attempts)) for r in ended if r.ended is not None)
+        return [tally for tally in tallied(finishes) if tally.hour >= hour_of(since)]
+
+    def maintain(self, keeping: Keeping) -> Round:
+        with self._records.lock:
+            return Round(records=self._records.drop(keeping))
 
     def close(self) -> None:
         pass

@@ -125,12 +125,56 @@ CREATE TABLE @schema@.unread (
     since timestamptz NOT NULL
 );
 
+-- What ended in an hour, by type: see `taskqueue.statistics`.  gone: its records have been dropped.
+CREATE TABLE @schema@.statistics (
+    hour timestamptz NOT NULL,
+    type text NOT NULL,
+    succeeded bigint NOT NULL,
+    failed bigint NOT NULL,
+    dead bigint NOT NULL,
+    cancelled bigint NOT NULL,
+    expired bigint NOT NULL,
+    waited json NOT NULL,
+    ran json NOT NULL,
+    gone boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (hour, type)
+);
+
+-- Up to when there are statistics.  open: the transactions that were open when the hour after that was over: they may
+-- yet commit what ended in it.
+CREATE TABLE @schema@.rolled (
+    until timestamptz NOT NULL,
+    open text[]
+);
+INSERT INTO @schema@.rolled (until) VALUES (date_trunc('hour', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC');
+
+-- How long records of a type are kept (seconds), and about how many of them (0: any number): as the carriers that run
+-- it have said last.
+CREATE TABLE @schema@.keeping (
+    type text PRIMARY KEY,
+    age double precision NOT NULL,
+    most bigint NOT NULL
+);
+
+-- The story of a workitem that whoever had it does not have any more: if it was said to run, that attempt is lost.
+CREATE FUNCTION @schema@.lost(story text, running text, attempt integer) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT CASE
+        WHEN running = '' THEN story
+        ELSE
+            CASE WHEN story = '' THEN '[' ELSE left(story, -1) || ',' END
+            || json_build_array(attempt, 'lost', running::json->0, '', '', date_part('epoch', now()), '[]'::json)
+            || ']'
+    END
+$$;
+
 -- Work that is not over.
 CREATE VIEW @schema@.live AS
     SELECT
         id, type,
         CASE
             WHEN running <> '' THEN 'running'
+            WHEN CASE WHEN story = '' THEN false ELSE story::json->-1->>1 = 'lost' END THEN 'lost'
             WHEN attempt > 1 THEN 'retrying'
             WHEN due > now() THEN 'scheduled'
             ELSE 'waiting'

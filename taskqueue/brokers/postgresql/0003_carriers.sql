@@ -55,7 +55,8 @@ BEGIN
     END LOOP;
     IF releases IS NOT NULL THEN
         WITH back AS (
-            UPDATE workitems w SET state = 0, carrier = NULL, running = '', story = coalesce(r.story, w.story)
+            UPDATE workitems w
+            SET state = 0, carrier = NULL, running = '', story = coalesce(r.story, lost(w.story, w.running, w.attempt))
             FROM json_to_recordset(releases) AS r (place tid, seq bigint, story text)
             WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq
@@ -64,7 +65,8 @@ BEGIN
         counted := counted || found;
         IF coalesce(cardinality(found), 0) < json_array_length(releases) THEN
             WITH back AS (
-                UPDATE workitems w SET state = 0, carrier = NULL, running = ''
+                UPDATE workitems w
+                SET state = 0, carrier = NULL, running = '', story = lost(w.story, w.running, w.attempt)
                 WHERE w.seq = ANY (ARRAY(SELECT r.seq FROM json_to_recordset(releases) AS r (seq bigint)))
                     AND w.state = held AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
                 RETURNING w.seq
@@ -309,7 +311,8 @@ $$;
 -- Gives everything back that a carrier had, and forgets it.
 CREATE FUNCTION @schema@.bury(dead bigint) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    UPDATE workitems SET state = 0, carrier = NULL, running = '' WHERE state = 2 AND carrier = dead;
+    UPDATE workitems SET state = 0, carrier = NULL, running = '', story = lost(story, running, attempt)
+        WHERE state = 2 AND carrier = dead;
     DELETE FROM carriers WHERE id = dead
 $$;
 

@@ -33,41 +33,70 @@ BEGIN
 END
 $$;
 
--- Drops the oldest results beyond a number, has dead letters expire, and makes the history's next partitions.
--- Does nothing where somebody else is at it.
-CREATE FUNCTION @schema@.maintain(results text, results_max bigint, dead_retention double precision) RETURNS void
+-- Whether this transaction is the only one that does chores; if so, until its end.  With a transaction's lock, which
+-- works through pgbouncer, too: each step is a transaction, and whole.
+CREATE FUNCTION @schema@.alone() RETURNS boolean
+LANGUAGE sql SET search_path = pg_catalog AS $$
+    SELECT pg_try_advisory_xact_lock(hashtext('@name@'), hashtext('maintain'))
+$$;
+
+-- Drops up to `most` of the oldest results beyond a number, and of dead letters whose time is over; has that of new ones
+-- begin; remembers how long records are to be kept.  Nothing is returned where somebody else is at it.
+-- keeps: objects with type, age and most.
+CREATE FUNCTION @schema@.tidy(
+    results text, results_max bigint, dead_retention double precision, keeps json, most integer,
+    OUT dropped integer, OUT letters integer, OUT made integer
+)
+RETURNS SETOF record
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     beyond bigint;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtext('@name@'), hashtext('maintain')) THEN
+    IF NOT alone() THEN
         RETURN;
     END IF;
+    PERFORM promote();
+    dropped := 0;
     SELECT seq INTO beyond FROM workitems
-        WHERE state = 0 AND queue = maintain.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
+        WHERE state = 0 AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
     IF FOUND THEN
-        DELETE FROM workitems WHERE state = 0 AND queue = maintain.results AND seq <= beyond;
+        DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM workitems WHERE state = 0 AND queue = tidy.results AND seq <= beyond
+            ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
+        ));
+        GET DIAGNOSTICS dropped = ROW_COUNT;
     END IF;
     INSERT INTO unread AS u
-        SELECT maintain.results, h.ended FROM history h
-        WHERE h.results = maintain.results ORDER BY h.ended DESC, h.seq DESC LIMIT 1 OFFSET greatest(results_max - 1, 0)
+        SELECT tidy.results, h.ended FROM history h
+        WHERE h.results = tidy.results ORDER BY h.ended DESC, h.seq DESC LIMIT 1 OFFSET greatest(results_max - 1, 0)
         ON CONFLICT (queue) DO UPDATE SET since = excluded.since WHERE u.since < excluded.since;
+    DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' AND expires <= now()
+        ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
+    ));
+    GET DIAGNOSTICS letters = ROW_COUNT;
     UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
         WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
     DELETE FROM queues q USING queues other  -- of two who were first at once
         WHERE q.name = other.name AND q.priority = other.priority AND q.ctid > other.ctid;
-    PERFORM make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
+    INSERT INTO keeping AS k
+        SELECT * FROM json_to_recordset(keeps) AS said (type text, age double precision, most bigint)
+        ON CONFLICT (type) DO UPDATE SET age = excluded.age, most = excluded.most
+        WHERE (k.age, k.most) <> (excluded.age, excluded.most);
+    made := make_partitions((now() AT TIME ZONE 'UTC')::date, 3);
+    RETURN NEXT;
 END
 $$;
 
 -- The history's partitions for the day `first`, and so many days after it.  A day that is already in the default
--- partition stays there.
-CREATE FUNCTION @schema@.make_partitions(first date, days integer) RETURNS void
+-- partition stays there.  How many were made.
+CREATE FUNCTION @schema@.make_partitions(first date, days integer) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET lock_timeout = '1s' SET TimeZone = 'UTC' AS $$
+SET lock_timeout = '200ms' SET TimeZone = 'UTC' AS $$
 DECLARE
     day date;
     partition text;
+    made integer := 0;
 BEGIN
     FOR day IN SELECT first + n FROM generate_series(0, days) AS n LOOP
         partition := 'history_' || to_char(day, 'YYYYMMDD');
@@ -77,10 +106,12 @@ BEGIN
                 'CREATE TABLE %I.%I PARTITION OF %I.history FOR VALUES FROM (%L) TO (%L)',
                 '@name@', partition, '@name@', day::timestamptz, (day + 1)::timestamptz
             );
+            made := made + 1;
         EXCEPTION WHEN check_violation OR lock_not_available OR duplicate_table THEN
             RAISE LOG 'taskqueue: no partition % of the history: %', partition, SQLERRM;
         END;
     END LOOP;
+    RETURN made;
 END
 $$;
 

@@ -24,8 +24,8 @@ class PostgreSQLBroker:
         self.capabilities = Capabilities(several_hosts=True, priorities=True, store=True)
         self._place = place
         self._clock = clock
-        chores = options.results_queue, options.results_max_length, options.dead_retention
-        self._engine = Engine(place, clock, chores)
+        self._options = options
+        self._engine = Engine(place, clock)
         self._consumers: list[PostgreSQLConsumer] = []
 
     def producer(self) -> Producer:
@@ -43,7 +43,7 @@ class PostgreSQLBroker:
         self._engine.watch(told)
 
     def store(self) -> Store:
-        return PostgreSQLStore(self._place)
+        return PostgreSQLStore(self._place, self._options)
 
     async def declare(self, queue: str) -> bool:
         made: bool = await self._engine.call("declare", queue)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds between looks for what nobody notified of: lost notifications, dead carriers
 ADOPT_EVERY = 2.0  # seconds between looks for carriers of other hosts that are dead
-CHORES_EVERY = 60.0
 
 
 class Member(Protocol):
@@ -61,10 +60,9 @@ class _Answer(NamedTuple):
 class Engine:
     """Makes one statement of what all consumers of a carrier settle and want, and then the next one."""
 
-    def __init__(self, place: Place, clock: Clock, chores: Sequence[object]) -> None:
+    def __init__(self, place: Place, clock: Clock) -> None:
         self.clock = clock
         self.members: list[Member] = []
-        self._chores = chores
         self._link = Link(place, self)
         self._sender = sender()
         self._under_way: dict[int, str] = {}
@@ -72,7 +70,7 @@ class Engine:
         self._ticking: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._due: asyncio.TimerHandle | None = None
-        self._adopt_at = self._chores_at = 0.0
+        self._adopt_at = 0.0
         self._listener = Listener(place, self._rung, self._tell) if place.notify else None
         self._teller = Teller(self._tell) if place.notify else None
 
@@ -206,9 +204,6 @@ class Engine:
             now = loop.time()
             await self._link.renew()
             await self._bury_the_dead(now)
-            if now >= self._chores_at:
-                self._chores_at = now + CHORES_EVERY
-                await self._link.call("maintain", *self._chores)
             self._rung("")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY * (0.75 + random.random() / 2)):

@@ -83,7 +83,7 @@ class Parcel:
         todo = effects(row.workitem, ended.outcome, ended.rules, queue=queue, now=self.now, recorded=bool(results))
         end: dict[str, object] = {"seq": row.seq, "place": row.place}
         if not todo.ends:
-            if before is not None:
+            if before is not None and ended.run is not None:  # else the database has it, and whether it was lost
                 end["story"] = before.story
             self.releases.append(end)
             self.told.add(queue)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from taskqueue.broker import Options
 from taskqueue.brokers.postgresql.history import record
+from taskqueue.brokers.postgresql.keeper import Keeper
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.rows import ENDED as HAS_ENDED
@@ -13,6 +15,8 @@ from taskqueue.brokers.postgresql.rows import clean, stored_id
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
 from taskqueue.record import Record
+from taskqueue.statistics import Tally
+from taskqueue.upkeep import Keeping, Round
 
 __all__ = ["PostgreSQLStore"]
 
@@ -20,8 +24,9 @@ __all__ = ["PostgreSQLStore"]
 class PostgreSQLStore:
     """The contract: one connection for questions, and one for those who wait."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, options: Options) -> None:
         self._asking = Line(place)
+        self._keeper = Keeper(place, options)
         self._place = place
 
     def record(self, id: str) -> Record:
@@ -60,5 +65,21 @@ class PostgreSQLStore:
             (done,) = self._asking.call(connection, "cancel(%s)", stored_id(id))
         return bool(done)
 
+    def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
+        with self._asking.opened() as connection:
+            rows = self._asking.rows(connection, "stats(%s, to_timestamp(%s::float8))", clean(type) or None, since)
+        return [
+            Tally(hour=hour.timestamp(), type=of, counts=tuple(counts), waited=_histogram(waited), ran=_histogram(ran))
+            for hour, of, *counts, waited, ran in rows
+        ]
+
+    def maintain(self, keeping: Keeping) -> Round:
+        return self._keeper.round(keeping)
+
     def close(self) -> None:
+        self._keeper.close()
         self._asking.close()
+
+
+def _histogram(found: Mapping[str, int]) -> dict[int, int]:
+    return {int(number): count for number, count in found.items()}

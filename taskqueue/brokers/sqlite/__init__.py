@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,12 +29,8 @@ class SQLiteBroker:
         self._options = options
         self._synchronous = synchronous
         self._clock = clock
-        self._engine = Engine(path, synchronous, clock, self._chores)
+        self._engine = Engine(path, synchronous, clock)
         self._consumers: list[SQLiteConsumer] = []
-
-    def _chores(self, connection: sqlite3.Connection) -> None:
-        options, now = self._options, self._clock.wall()
-        queues.trim(connection, options.results_queue, options.results_max_length, options.dead_retention, now)
 
     def producer(self) -> Producer:
         return SQLiteProducer(self._path, self._synchronous, self._clock)
@@ -52,7 +47,7 @@ class SQLiteBroker:
         self._engine.watch(told)
 
     def store(self) -> Store:
-        return SQLiteStore(self._path, self._synchronous, self._clock)
+        return SQLiteStore(self._path, self._synchronous, self._clock, self._options)
 
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: queues.declare(connection, queue))

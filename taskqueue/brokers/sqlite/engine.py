@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite import carriers, queues
 from taskqueue.brokers.sqlite.bell import Bell
+from taskqueue.brokers.sqlite.carriers import lock_path
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import places
@@ -37,7 +38,6 @@ LARGE = 512
 """So many workitems in a transaction make the commit cheap; more would keep others waiting for the file."""
 QUIET = 3  # turns of the event loop in which nothing comes
 LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed
-CHORES_EVERY = 60  # looks between removals of what is kept for a time, or up to a number, only
 
 
 @dataclass(slots=True, eq=False)
@@ -49,15 +49,9 @@ class _Operation:
 
 
 class Engine:
-    """Owns the connection, this carrier's number, and its bell.
+    """Owns the connection, this carrier's number with its lock, and its bell."""
 
-    A carrier is alive as long as it holds the lock of its file `carrier-NUMBER`; the kernel lets go of it with the
-    process.  So what a dead one had been lent is found at once, with no clock.
-    """
-
-    def __init__(
-        self, path: Path, synchronous: str, clock: Clock, chores: Callable[[sqlite3.Connection], None]
-    ) -> None:
+    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
         self.path = path
         self.carrier = 0
         self.sender = sender()
@@ -65,7 +59,6 @@ class Engine:
         self.ending = 0  # workitems that the next transactions are about
         self.listeners: list[Callable[[set[str]], None]] = []
         self._synchronous = synchronous
-        self._chores = chores
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="taskqueue-sqlite")
         self._database: Database | None = None
         self._lock = -1
@@ -204,7 +197,7 @@ class Engine:
             database = Database(self.path, synchronous=self._synchronous)
             with database.writing() as connection:
                 self.carrier = queues.register(connection, os.getpid(), self.clock.wall())
-                self._lock = os.open(_lock_path(self.path, self.carrier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+                self._lock = os.open(lock_path(self.path, self.carrier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._database = database
         return self._database
@@ -232,26 +225,12 @@ class Engine:
                 listener(told)
 
     async def _tick(self) -> None:
-        for turn in itertools.count():
+        while True:
             await asyncio.sleep(LOOK_EVERY)
-            if turn % CHORES_EVERY == 0:
-                await self.write(lambda connection, _: self._chores(connection))
-            if await self.read(self._orphans):
-                await self.write(self._adopt)
+            if await self.read(lambda connection: carriers.orphans(connection, self.path, self.carrier)):
+                await self.write(lambda connection, _: carriers.adopt(connection, self.path, self.carrier))
             for listener in self.listeners:
                 listener(set())
-
-    def _orphans(self, connection: sqlite3.Connection) -> list[int]:
-        """The carriers that are dead."""
-        others = connection.execute("SELECT id FROM carriers WHERE id <> ?", (self.carrier,)).fetchall()
-        return [number for (number,) in others if not _alive(self.path, number)]
-
-    def _adopt(self, connection: sqlite3.Connection, _: Outbox) -> None:
-        """Give back what dead carriers had been lent."""
-        for number in self._orphans(connection):
-            queues.release(connection, number)
-            log.warning("carrier %d is dead: what it had is lent again", number)
-            _lock_path(self.path, number).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Give everything back, and let go of the file.  May be called twice."""
@@ -279,7 +258,7 @@ class Engine:
         self._database.close()
         self._database = None
         os.close(self._lock)
-        _lock_path(self.path, self.carrier).unlink(missing_ok=True)
+        lock_path(self.path, self.carrier).unlink(missing_ok=True)
 
 
 def _is_synced(database: Database) -> bool:
@@ -288,22 +267,3 @@ def _is_synced(database: Database) -> bool:
     except BrokerError:
         return False
     return True
-
-
-def _lock_path(path: Path, carrier: int) -> Path:
-    return places(path) / f"carrier-{carrier}"
-
-
-def _alive(path: Path, carrier: int) -> bool:
-    """Whether somebody holds the lock of `carrier`."""
-    try:
-        file = os.open(_lock_path(path, carrier), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False

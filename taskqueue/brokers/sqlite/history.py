@@ -24,7 +24,6 @@ __all__ = [
     "has_unread",
     "records",
     "take_unread",
-    "trim_unread",
 ]
 
 ENDED_COLUMNS = (
@@ -147,6 +146,8 @@ def _from_live(row: Sequence[Any]) -> Record:
     run, progress = running(said)
     if run is not None:
         state = State.RUNNING
+    elif tried and tried[-1].outcome == "lost":
+        state = State.LOST
     elif attempt > 1 or (tried and tried[-1].outcome != "released"):
         state = State.RETRYING
     else:
@@ -186,12 +187,3 @@ def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[
     ).fetchall()
     found = sorted(map(_from_ended, rows), key=lambda record: (record.ended, record.sent))  # RETURNING has no order
     return [result_of(record) for record in found]
-
-
-def trim_unread(connection: sqlite3.Connection, queue: str, most: int) -> None:
-    """Drop the oldest results for the readers of `queue` beyond about `most`; the records keep them."""
-    beyond = connection.execute(
-        "SELECT ended FROM ended WHERE results = ? ORDER BY ended DESC LIMIT 1 OFFSET ?", (queue, max(0, most - 1))
-    ).fetchone()
-    if beyond:
-        connection.execute("INSERT OR REPLACE INTO queues (name, since) VALUES (?, ?)", (queue, beyond[0]))

@@ -20,6 +20,7 @@ __all__ = [
     "cancel",
     "claim",
     "declare",
+    "drop_expired",
     "end",
     "exists",
     "forget",
@@ -30,7 +31,6 @@ __all__ = [
     "release",
     "report",
     "take",
-    "trim",
     "waiting",
 ]
 
@@ -38,6 +38,10 @@ REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
 
 _LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
+_LOST = """CASE running WHEN '' THEN story ELSE
+    CASE story WHEN '' THEN '[' ELSE substr(story, 1, length(story) - 1) || ',' END
+    || json_array(attempt, 'lost', json_extract(running, '$[0]'), '', '', unixepoch(), json_array()) || ']'
+END"""
 _FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
@@ -88,7 +92,7 @@ def claim(
     connection.execute(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
-    _drop_expired(connection, outbox, queue, now)
+    drop_expired(connection, outbox, queue, now)
     _bring(connection, queue, limit, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
@@ -121,12 +125,14 @@ def _bring(connection: sqlite3.Connection, queue: str, limit: int, now: float) -
     outbox.store(connection)
 
 
-def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float) -> None:
+def drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now: float, most: int = -1) -> int:
+    """Take out of `queue` whose time is over, up to `most`; -1: all.  How many there were."""
     # By that index, or every claim would read the whole queue.
     expired = connection.execute(
-        f"""DELETE FROM workitems INDEXED BY expiring
-        WHERE queue = ? AND expires <= ? AND state = {WAITING} RETURNING {_LIFE}, {_FIELDS}""",
-        (queue, now),
+        f"""DELETE FROM workitems WHERE seq IN (
+            SELECT seq FROM workitems INDEXED BY expiring WHERE queue = ? AND expires <= ? AND state = {WAITING} LIMIT ?
+        ) RETURNING {_LIFE}, {_FIELDS}""",
+        (queue, now, most),
     ).fetchall()
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
@@ -134,6 +140,7 @@ def _drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, no
         outbox.record(history.expired(item, life, now) for item, life in items if life is not None)
         dropped = [item._replace(expiration=None, headers={**item.headers, **death}) for item, _ in items]
         outbox.put([(DROPPED, item, None) for item in dropped], now)
+    return len(expired)
 
 
 def end(
@@ -231,31 +238,14 @@ def waiting(connection: sqlite3.Connection, chosen: Sequence[int]) -> list[tuple
 
 
 def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:
-    """Give back what `carrier` was lent: these, or all, and then it is forgotten."""
-    sql = f"UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '' WHERE state = {LENT} AND carrier = ?"
+    """Give back what `carrier` was lent: these, or all, and then it is forgotten.
+
+    An attempt that was said to run is lost.
+    """
+    sql = f"""UPDATE workitems SET state = {WAITING}, carrier = NULL, running = '', story = {_LOST}
+        WHERE state = {LENT} AND carrier = ?"""
     if numbers is None:
         connection.execute(sql, (carrier,))
         connection.execute("DELETE FROM carriers WHERE id = ?", (carrier,))
     else:
         connection.executemany(f"{sql} AND seq = ?", [(carrier, number) for number in numbers])
-
-
-def trim(
-    connection: sqlite3.Connection, results: str, results_max_length: int, dead_retention: float, now: float
-) -> None:
-    """Drop the oldest results beyond `results_max_length`, and dead letters that have been seen for longer."""
-    beyond = connection.execute(
-        f"SELECT seq FROM workitems WHERE queue = ? AND state = {WAITING} "
-        "ORDER BY priority DESC, seq DESC LIMIT 1 OFFSET ?",
-        (results, results_max_length),
-    ).fetchone()
-    if beyond:
-        connection.execute("DELETE FROM workitems WHERE queue = ? AND seq <= ?", (results, beyond[0]))
-    history.trim_unread(connection, results, results_max_length)
-    connection.execute(
-        "DELETE FROM workitems INDEXED BY expiring WHERE expires <= ? AND queue = ?", (now, DEAD_LETTERS)
-    )
-    connection.execute(
-        f"UPDATE workitems SET expires = ? WHERE queue = ? AND state = {WAITING} AND expires IS NULL",
-        (now + dead_retention, DEAD_LETTERS),
-    )

@@ -10,6 +10,7 @@ from taskqueue.workitem import Workitem
 __all__ = [
     "APPLICATION_ID",
     "COLUMNS",
+    "LATE",
     "LENT",
     "MIGRATIONS",
     "SCHEDULED",
@@ -24,6 +25,7 @@ APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it i
 VERSION = 2
 
 WAITING, SCHEDULED, LENT = 0, 1, 2
+LATE = 7200
 
 # seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
 # no other one (but for a clock that is set back to that very microsecond; the fence is the carrier's number as well).
@@ -62,7 +64,11 @@ PRAGMA application_id = {APPLICATION_ID};
 # results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 # since: from when on a queue has such results; older ones were too many.
 # Live workitems are found by their id through its time, which is theirs, too (`workitem.sent_at`).
-_SECOND = """
+# What ended in an hour is found by when it was sent, in whose order the rows are; so only what took longer than LATE
+# seconds needs an index, and what is quick pays for none.
+# statistics: of an hour (POSIX seconds of its begin) and a type, JSON (see `taskqueue.statistics`).  gone: its records
+# are.  rolled: they are made up to this hour.  keeping: what carriers said of how long which type's records are kept.
+_SECOND = f"""
 ALTER TABLE workitems ADD COLUMN born INTEGER;
 ALTER TABLE workitems ADD COLUMN sender TEXT NOT NULL DEFAULT '';
 ALTER TABLE workitems ADD COLUMN story TEXT NOT NULL DEFAULT '';
@@ -87,6 +93,18 @@ CREATE INDEX ended_ids ON ended (id);
 CREATE INDEX ended_referring ON ended (reference) WHERE reference <> '';
 CREATE INDEX unread ON ended (results, ended) WHERE results IS NOT NULL;
 ALTER TABLE queues ADD COLUMN since REAL NOT NULL DEFAULT 0;
+CREATE INDEX ended_late ON ended (ended) WHERE ended - born / 1e6 > {LATE};
+CREATE TABLE statistics (
+    hour INTEGER NOT NULL,
+    type TEXT NOT NULL,
+    counts TEXT NOT NULL,
+    waited TEXT NOT NULL,
+    ran TEXT NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (hour, type)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rolled (until INTEGER NOT NULL) STRICT;
+CREATE TABLE keeping (type TEXT PRIMARY KEY, age REAL NOT NULL, most INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 
 MIGRATIONS = (_FIRST, _SECOND)

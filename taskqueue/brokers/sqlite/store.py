@@ -10,15 +10,19 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from taskqueue.brokers.sqlite import history, queues
+from taskqueue.broker import Options
+from taskqueue.brokers.sqlite import history, hours, queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.keeper import Keeper
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
 from taskqueue.record import Record
+from taskqueue.statistics import Tally
+from taskqueue.upkeep import Keeping, Round
 
 __all__ = ["SQLiteStore"]
 
@@ -28,13 +32,15 @@ LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for
 class SQLiteStore:
     """The contract.  Reading waits for nobody."""
 
-    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
+    def __init__(self, path: Path, synchronous: str, clock: Clock, options: Options) -> None:
         self._path = path
         self._synchronous = synchronous
         self._clock = clock
         self._using = threading.Lock()
         self._pid = 0
         self._database: Database | None = None
+        self._closing = threading.Event()
+        self._keeper = Keeper(path, synchronous, clock, options, self._closing)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Database]:
@@ -81,7 +87,15 @@ class SQLiteStore:
                 outbox.store(connection)
         return done
 
+    def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
+        with self._opened() as database, database.reading() as connection:
+            return hours.statistics(connection, type=type, since=since, now=self._clock.wall())
+
+    def maintain(self, keeping: Keeping) -> Round:
+        return self._keeper.round(keeping)
+
     def close(self) -> None:
+        self._closing.set()
         with self._using:
             if self._database is not None and self._pid == os.getpid():
                 self._database.close()
