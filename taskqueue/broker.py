@@ -24,6 +24,7 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "Ended",
+    "Joined",
     "Lease",
     "Options",
     "Producer",
@@ -58,6 +59,7 @@ class Capabilities:
     several_hosts: bool = True
     priorities: bool = False
     store: bool = False
+    transactions: bool = False
 
 
 class Lease:
@@ -112,6 +114,16 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Let go of the broker.  May be called twice."""
+
+
+class Joined(Protocol):
+    """The end of a broker that takes workitems in a transaction of the caller's own."""
+
+    def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
+        """Store `workitems` with that transaction, or not at all, and return their ids, in order.
+
+        What the caller's driver raises goes through as it is; else as Producer.send.
+        """
 
 
 class Consumer(Protocol):
@@ -192,6 +204,13 @@ class Broker(Protocol):
 
     def producer(self) -> Producer:
         """A new sending end."""
+
+    def using(self, connection: object) -> Joined:
+        """What sends in the transaction of `connection`, which is the caller's (see `taskqueue.joining`).
+
+        Raises Unsupported where the broker can't, or does not know such a connection; BrokerError where the connection
+        leads elsewhere, or has no transaction.
+        """
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         """A new receiving end for `queue`, which is made where it does not exist.  Inside an event loop."""

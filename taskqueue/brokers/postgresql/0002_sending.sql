@@ -37,10 +37,23 @@ BEGIN
 END
 $$;
 
--- What programs of this project send by.  told: the queues whose carriers are woken up.
-CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, sender text, told text[]) RETURNS void
+-- Which database this is: what no other one has, but for its standbys.
+CREATE FUNCTION @schema@.identity() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT c.system_identifier || '.' || d.oid
+    FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()
+$$;
+
+-- What programs of this project send by.  told: the queues whose carriers are woken up.  here: the identity of the
+-- database that is meant, where the connection is somebody else's.
+CREATE FUNCTION @schema@.put(
+    items json, bodies bytea, lanes json, sender text, told text[], here text DEFAULT NULL
+) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
+    IF here <> identity() THEN
+        RAISE EXCEPTION 'database % is not the one that the URL names', current_database() USING ERRCODE = 'TQ003';
+    END IF;
     PERFORM store(items, bodies, lanes, sender);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
@@ -199,8 +212,9 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS
     DELETE FROM queues WHERE name = forget_replies.queue AND is_reply(name)
 $$;
 
--- Who may use the schema: the newest file that was applied, and the number that a program must know at least.
-CREATE FUNCTION @schema@.version(OUT newest integer, OUT needs integer)
+-- Who may use the schema: the newest file that was applied, and the number that a program must know at least; and
+-- where it is.
+CREATE FUNCTION @schema@.version(OUT newest integer, OUT needs integer, OUT here text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    SELECT max(number), max(needs) FROM versions
+    SELECT max(number), max(needs), identity() FROM versions
 $$;

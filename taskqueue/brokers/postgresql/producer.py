@@ -19,7 +19,7 @@ from taskqueue.errors import SendFailed
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["PostgreSQLProducer"]
+__all__ = ["PostgreSQLProducer", "addressed", "parcels"]
 
 CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -42,10 +42,7 @@ class PostgreSQLProducer:
         if reply:
             reply_to = self._listen()
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
-        items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
-        refused = tuple(workitem.id for name, workitem in items if not usable(name))
-        if refused:
-            raise SendFailed("expected names of queues with up to 255 characters, none of them NUL", refused)
+        items = addressed(named, queue)
         if items:
             self._put(items)
         return [workitem.id for workitem in named]
@@ -54,15 +51,15 @@ class PostgreSQLProducer:
         with self._sending.opened() as connection:
             if self._sending.fresh:
                 self._sender, self._sending.fresh = sender(), False
-            parcels = _parcels(items, self._clock.wall())
-            if len(parcels) > 1:  # all of them, or none
+            todo = parcels(items, self._clock.wall())
+            if len(todo) > 1:  # all of them, or none
                 with Translated(self._place), connection.transaction():
-                    for parcel in parcels:
+                    for parcel in todo:
                         self._put_all(connection, parcel)
             elif len(items) > 1:
-                self._put_all(connection, parcels[0])
+                self._put_all(connection, todo[0])
             else:
-                item, body = parcels[0].only()
+                item, body = todo[0].only()
                 tell = self._place.notify
                 self._sending.call(connection, "put_one(%s, %b, %s, %s)", item, body, self._sender, tell)
 
@@ -103,13 +100,23 @@ class PostgreSQLProducer:
         self._waiting.close()
 
 
-def _parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
-    parcels = [Parcel(now)]
+def addressed(workitems: Sequence[Workitem], queue: str) -> list[tuple[str, Workitem]]:
+    """Each with the queue that it goes to: `queue`, or that of its type.  Raises SendFailed."""
+    items = [(queue or worker_queue(workitem.type), workitem) for workitem in workitems]
+    refused = tuple(workitem.id for name, workitem in items if not usable(name))
+    if refused:
+        raise SendFailed("expected names of queues with up to 255 characters, none of them NUL", refused)
+    return items
+
+
+def parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
+    """One for each statement that sends them."""
+    found = [Parcel(now)]
     size = 0
     for queue, workitem in items:
-        if len(parcels[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
-            parcels.append(Parcel(now))
+        if len(found[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
+            found.append(Parcel(now))
             size = 0
-        parcels[-1].send(queue, workitem)
+        found[-1].send(queue, workitem)
         size += len(workitem.body)
-    return parcels
+    return found
