@@ -7,7 +7,7 @@ asynchronous, one `Consumer` per queue.  Every implementation passes `taskqueue.
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "Options",
     "Producer",
     "Underway",
+    "complete",
     "connect",
 ]
 
@@ -86,13 +87,18 @@ class Delivery:
 
 
 class Ended(NamedTuple):
-    """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran."""
+    """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran.
+
+    completing: its handler may have ended it in a transaction of its own (`complete`); then it counts as ended by that,
+    and otherwise this outcome is its end.
+    """
 
     delivery: Delivery
     outcome: Outcome
     rules: Rules = Rules()
     run: Run | None = None
     log: tuple[str, ...] = ()
+    completing: bool = False
 
 
 class Producer(Protocol):
@@ -145,6 +151,12 @@ class Consumer(Protocol):
 
         False where a delivery no longer counted: it was settled before, or somebody else has it now, and nothing of
         it was kept that the broker could still take back.
+        """
+
+    def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
+        """What a worker process needs to end a delivery by `complete`; for JSON, and with no right to anything else.
+
+        None where the broker has no transactions (`Capabilities.transactions`).
         """
 
     def resize(self, reserve: int) -> None:
@@ -236,6 +248,17 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Close all consumers and connections of this broker.  May be called twice."""
+
+
+def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, *, now: float) -> None:
+    """End a delivery in the transaction of `connection`, which is the caller's: with it, or not at all.
+
+    ticket: what its consumer gave for it.  ended: as it would be settled, with a delivery that has its workitem and no
+    more.  now: POSIX seconds.
+
+    Raises DeliveryLost where somebody else may have it; for the connection as `Broker.using`.
+    """
+    importlib.import_module(f"taskqueue.brokers.{ticket['broker']}").complete(connection, ticket, ended, now)
 
 
 def connect(options: Options | str) -> Broker:

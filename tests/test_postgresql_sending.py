@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -117,3 +118,52 @@ def test_who_sends_first_in_a_long_transaction_keeps_nobody_waiting(
 def test_what_is_wrong_is_refused_in_words(shop: psycopg.Connection, call: str, expected: str) -> None:
     with pytest.raises(psycopg.Error, match=expected):
         sent(shop, call)
+
+
+def test_many_are_sent_by_copy(url: str, shop: psycopg.Connection) -> None:
+    with (
+        shop.cursor() as cursor,
+        cursor.copy("COPY taskqueue.outgoing (type, body, reference, priority, delay) FROM STDIN") as copy,
+    ):
+        for n in range(1000):
+            copy.write_row(("invoice", f'{{"id": {n}}}', f"order:{n}", 1, "1 hour" if n == 999 else None))
+
+    found = received(url, 999)
+    assert [(w.body, w.reference, w.priority) for w in found[::500]] == [
+        (b'{"id": 0}', "order:0", 1), (b'{"id": 500}', "order:500", 1),
+    ]  # fmt: skip
+    assert len({w.id for w in found}) == 999
+
+
+def test_an_insert_sends_as_well_and_a_bad_one_is_refused(url: str, shop: psycopg.Connection) -> None:
+    shop.execute("INSERT INTO taskqueue.outgoing (type, body, id) SELECT 'invoice', '1', 'mine'")
+    for bad in ("('no type', '1')", "('invoice', NULL)"):
+        with pytest.raises(psycopg.Error, match=r"taskqueue\.send: (type|body)"):
+            shop.execute(f"INSERT INTO taskqueue.outgoing (type, body) VALUES {bad}".encode())
+
+    assert [w.id for w in received(url)] == ["mine"]
+
+
+def test_a_copy_that_is_rolled_back_sent_nothing(url: str, shop: psycopg.Connection) -> None:
+    into = "COPY taskqueue.outgoing (type, body) FROM STDIN"
+    with shop.transaction(force_rollback=True), shop.cursor() as cursor, cursor.copy(into) as copy:
+        copy.write_row(("invoice", "1"))
+    sent(shop, "'invoice', '2'")
+
+    assert [w.body for w in received(url)] == [b"2"]
+
+
+def test_a_trigger_sends(postgresql: PostgreSQL, url: str, shop: psycopg.Connection) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "sending.md").read_text().partition("## From triggers")[2]
+    code = "\n".join(line[4:] for line in text.partition("\n## ")[0].splitlines() if line.startswith("    "))
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
+        admin.execute("CREATE TABLE orders (id integer, state text)")
+        admin.execute(code.encode())
+        admin.execute(f'GRANT ALL ON orders TO "{PRODUCER}"'.encode())
+
+    shop.execute("INSERT INTO orders VALUES (1, 'new'), (2, 'paid')")
+    shop.execute("UPDATE orders SET state = 'paid' WHERE id = 1")
+
+    assert [(w.body, w.reference) for w in received(url, 2)] == [
+        (b'{"order": 2}', "order:2"), (b'{"order": 1}', "order:1"),
+    ]  # fmt: skip

@@ -153,6 +153,28 @@ BEGIN
 END
 $$;
 
+-- The same for many:  COPY taskqueue.outgoing (type, body, reference) FROM STDIN.  What is inserted here is sent.
+CREATE VIEW @schema@.outgoing AS
+    SELECT
+        NULL::text AS type, NULL::jsonb AS body, NULL::text AS reference, NULL::text AS id, NULL::integer AS priority,
+        NULL::interval AS delay, NULL::timestamptz AS due, NULL::interval AS expiration, NULL::jsonb AS headers,
+        NULL::text AS correlation_id, NULL::text AS reply_to
+    WHERE false;
+
+CREATE FUNCTION @schema@.send_outgoing() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    NEW.id := send(
+        NEW.type, NEW.body, NEW.reference, NEW.id, NEW.priority, NEW.delay, NEW.due, NEW.expiration, NEW.headers,
+        NEW.correlation_id, NEW.reply_to
+    );
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER send INSTEAD OF INSERT ON @schema@.outgoing
+    FOR EACH ROW EXECUTE FUNCTION @schema@.send_outgoing();
+
 CREATE FUNCTION @schema@.declare(queue text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN

@@ -8,7 +8,7 @@ from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined
 from taskqueue.brokers.postgresql.consumer import PostgreSQLConsumer
 from taskqueue.brokers.postgresql.dead import PostgreSQLDeadLetters
 from taskqueue.brokers.postgresql.engine import Engine
-from taskqueue.brokers.postgresql.joined import PostgreSQLJoined
+from taskqueue.brokers.postgresql.joined import PostgreSQLJoined, complete
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place, parse
 from taskqueue.brokers.postgresql.producer import PostgreSQLProducer
@@ -17,7 +17,7 @@ from taskqueue.clock import SYSTEM, Clock
 from taskqueue.joining import join
 from taskqueue.store import Store
 
-__all__ = ["PostgreSQLBroker", "open_broker"]
+__all__ = ["PostgreSQLBroker", "complete", "open_broker"]
 
 
 class PostgreSQLBroker:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from taskqueue.broker import Ended
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.producer import addressed, parcels
+from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.brokers.postgresql.session import DENIED, LEASE, MISSING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, DeliveryLost
-from taskqueue.joining import Connection, sqlstate
+from taskqueue.joining import Connection, join, sqlstate
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem
 
-__all__ = ["PostgreSQLJoined", "Understood"]
+__all__ = ["PostgreSQLJoined", "complete"]
 
 _ELSEWHERE = "TQ003"
 
@@ -37,7 +41,7 @@ class PostgreSQLJoined:
             _, _, sends, bodies, lanes = parcel.texts()
             told = sorted(parcel.told) if self._place.notify else []
             try:
-                with Understood(self._place.schema):
+                with _Understood(self._place.schema):
                     self._connection.execute(
                         f'SELECT "{self._place.schema}".put(%s, %s, %s, %s, %s, %s)',
                         (sends, bodies, lanes, said, told, here),
@@ -48,7 +52,22 @@ class PostgreSQLJoined:
         return [workitem.id for _, workitem in items]
 
 
-class Understood:
+def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, now: float) -> None:
+    """See taskqueue.broker.complete."""
+    row = Row(ticket["seq"], "", 0, 0.0, ended.delivery.workitem, story=ticket["story"])
+    parcel = Parcel(now)
+    parcel.end(row, ended)
+    _, _, sends, bodies, lanes = parcel.texts()
+    arguments = (
+        ticket["carrier"], ticket["lease"], row.seq, row.stored_id, json.dumps(parcel.ends[0]), sends, bodies, lanes,
+        sender(), sorted(parcel.told) if ticket["notify"] else [],
+    )  # fmt: skip
+    places = ", ".join(["%s"] * len(arguments))
+    with _Understood(ticket["schema"]):
+        join(connection).execute(f'SELECT "{ticket["schema"]}".complete({places})', arguments)
+
+
+class _Understood:
     """Raises errors of ours for what is wrong with the connection; whatever else its driver raises goes through."""
 
     def __init__(self, schema: str) -> None:

@@ -12,7 +12,7 @@ from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.consumer import SQLiteConsumer
 from taskqueue.brokers.sqlite.dead import SQLiteDeadLetters
 from taskqueue.brokers.sqlite.engine import Engine
-from taskqueue.brokers.sqlite.joined import SQLiteJoined
+from taskqueue.brokers.sqlite.joined import SQLiteJoined, complete
 from taskqueue.brokers.sqlite.producer import SQLiteProducer
 from taskqueue.brokers.sqlite.store import SQLiteStore
 from taskqueue.clock import SYSTEM, Clock
@@ -20,7 +20,7 @@ from taskqueue.errors import BrokerError
 from taskqueue.joining import join
 from taskqueue.store import Store
 
-__all__ = ["SQLiteBroker", "open_broker"]
+__all__ = ["SQLiteBroker", "complete", "open_broker"]
 
 
 class SQLiteBroker:

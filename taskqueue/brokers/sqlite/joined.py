@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from taskqueue.broker import Ended
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.history import ending
 from taskqueue.brokers.sqlite.outbox import Outbox
-from taskqueue.brokers.sqlite.schema import VERSION
+from taskqueue.brokers.sqlite.schema import VERSION, Life
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError, Unsupported
-from taskqueue.joining import Connection
+from taskqueue.errors import BrokerError, DeliveryLost, Unsupported
+from taskqueue.joining import Connection, join
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["SQLiteJoined", "inside"]
+__all__ = ["SQLiteJoined", "complete"]
 
 
 class SQLiteJoined:
@@ -27,7 +29,7 @@ class SQLiteJoined:
     """
 
     def __init__(self, path: Path, clock: Clock, connection: Connection) -> None:
-        self._connection = inside(path, connection)
+        self._connection = _inside(path, connection)
         self._clock = clock
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
@@ -43,7 +45,20 @@ class SQLiteJoined:
         return [workitem.id for workitem in named]
 
 
-def inside(path: Path, connection: Connection) -> sqlite3.Connection:
+def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, now: float) -> None:
+    """See taskqueue.broker.complete."""
+    inner = _inside(Path(ticket["file"]), join(connection))
+    outbox = Outbox()
+    todo = {ticket["seq"]: ending(ended, Life(*ticket["life"]), now)}
+    if not queues.end(inner, outbox, todo, ticket["carrier"], sender(), now):
+        raise DeliveryLost(
+            f"workitem {ended.delivery.workitem.id} is not this worker process' any more: it was completed before, or "
+            "its carrier is gone, and somebody else has it or will"
+        )
+    outbox.store(inner)
+
+
+def _inside(path: Path, connection: Connection) -> sqlite3.Connection:
     """The caller's connection, as `queues` uses one.  Raises BrokerError where it is to another file."""
     driver = connection.driver
     if not hasattr(driver, "in_transaction"):
