@@ -1,7 +1,7 @@
 """PostgreSQL: many workitems in one call, by the function `put` as producers do, and by COPY; in alternation.
 
-COPY into the table needs a right on it, which no role of docs/postgresql.md has: it is here to see what that would be
-worth.  COPY into the view `outgoing` is what anybody can do by SQL.
+A producer copies into the table where its role may insert there, as docs/sending.md says; COPY into the view `outgoing`
+is what any program can do by SQL.
 One private server with fsync on.  With --help: what can be chosen.
 """
 
@@ -29,24 +29,7 @@ from taskqueue.workitem import Workitem  # noqa: E402
 
 BODY = json.dumps({"number": 0, "padding": "x" * 190}).encode()
 ITEM = Workitem(body=BODY, content_type="application/json", type="nothing", reference="order:4711")
-COLUMNS = "queue, id, type, reference, sender, content_type, body"
 ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-
-
-def copy(connection: psycopg.Connection, workitems: Sequence[Workitem]) -> None:
-    """All of them in one transaction, in COPY's text format, which is quicker to make here than the binary one."""
-    lines = []
-    for workitem in workitems:
-        item = workitem.named()
-        texts = (f"worker_{item.type}", item.id, item.type, item.reference, "bench", item.content_type)
-        lines.append("\t".join(text.translate(ESCAPES) for text in texts) + f"\t\\\\x{item.body.hex()}\n")
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO taskqueue.queues SELECT 'worker_nothing', 0 WHERE NOT EXISTS (SELECT FROM taskqueue.queues)"
-        )
-        with cursor.copy(f"COPY taskqueue.workitems ({COLUMNS}) FROM STDIN".encode()) as into:
-            into.write("".join(lines))
-        cursor.execute("SELECT pg_notify('taskqueue', 'worker_nothing')")
 
 
 def copy_by_view(connection: psycopg.Connection, workitems: Sequence[Workitem]) -> None:
@@ -69,11 +52,11 @@ def main() -> None:
     server.start()
     try:
         database = server.database(with_schema)
-        producer = connect(server.url(database)).producer()
+        puts, copies = connect(server.url(database)).producer(), connect(server.admin_url(database)).producer()
         batch = [ITEM] * args.at_once
         rates: dict[str, list[float]] = {"put": [], "copy into the table": [], "copy into the view": []}
         with contextlib.closing(server.admin(database)) as owner:
-            ways = dict(zip(rates, (producer.send, partial(copy, owner), partial(copy_by_view, owner)), strict=True))
+            ways = dict(zip(rates, (puts.send, copies.send, partial(copy_by_view, owner)), strict=True))
             for _ in range(args.rounds):
                 for name in rates:
                     begun = time.perf_counter()
@@ -82,7 +65,8 @@ def main() -> None:
                     rates[name].append(args.count / (time.perf_counter() - begun))
                     owner.execute("TRUNCATE taskqueue.workitems")
                     owner.execute("CHECKPOINT")
-        producer.close()
+        puts.close()
+        copies.close()
         for name, found in rates.items():
             print(f"{name:20} {statistics.median(found):8,.0f}/s ({min(found):,.0f} to {max(found):,.0f})")
     finally:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from databases import PRODUCER, PostgreSQL, with_schema
 from embedded import drain, run
 
+from taskqueue.broker import Broker, connect
 from taskqueue.workitem import Workitem
 
 
@@ -153,9 +157,90 @@ def test_a_copy_that_is_rolled_back_sent_nothing(url: str, shop: psycopg.Connect
     assert [w.body for w in received(url)] == [b"2"]
 
 
+# Producers in Python that may write to the table.
+
+
+@pytest.fixture
+def copying(postgresql: PostgreSQL, url: str) -> Iterator[Callable[[Sequence[Workitem]], str]]:
+    """Sends as a role that has the right of docs/sending.md; says as whom the rows were written."""
+    name = url.rpartition("/")[2]
+    (grant,) = re.findall(r"GRANT INSERT \([^)]*\)\s+ON taskqueue.workitems TO shop;", documented("## How many"))
+    with contextlib.closing(postgresql.admin(name)) as admin:
+        admin.execute(grant.encode())
+        admin.execute(
+            """
+            CREATE TABLE writers (name text);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN INSERT INTO public.writers VALUES (current_user); RETURN NULL; END $$;
+            CREATE TRIGGER note AFTER INSERT ON taskqueue.workitems FOR EACH ROW EXECUTE FUNCTION note();
+            GRANT INSERT ON writers TO PUBLIC;
+            """
+        )
+        with contextlib.closing(connect(postgresql.url(name, user=PRODUCER)).producer()) as producer:
+
+            def send(workitems: Sequence[Workitem]) -> str:
+                admin.execute("TRUNCATE writers")
+                producer.send(workitems)
+                return "+".join(writer for (writer,) in admin.execute("SELECT DISTINCT name FROM writers"))
+
+            yield send
+
+
+def documented(section: str) -> str:
+    text = (Path(__file__).parent.parent / "docs" / "sending.md").read_text()
+    return text.partition(section)[2].partition("\n## ")[0]
+
+
+NASTY = ["", "plain", "a\tb\nc\rd\\e\\.", r"\N", r"\x00", "ü☃", "a\0b", "half \udc80", "x" * 700]
+
+
+def test_what_is_copied_is_what_would_have_been_put(
+    postgresql: PostgreSQL, url: str, copying: Callable[[Sequence[Workitem]], str]
+) -> None:
+    items = [
+        Workitem(
+            body=text.encode(errors="replace"), id=f"{n}{text}", type="invoice", content_type=text, reference=text,
+            correlation_id=text, headers={"text": text}, priority=n, timestamp=7,
+        )
+        for n, text in enumerate(NASTY)
+    ]  # fmt: skip
+    columns = (
+        "queue, id, type, content_type, properties, priority, regexp_replace(sender, '.*:', ''), reference, body, state"
+    )
+    query = f"SELECT {columns} FROM taskqueue.workitems ORDER BY seq".encode()
+
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
+        assert copying(items) == "postgres"  # few are put
+        expected = admin.execute(query).fetchall()
+        admin.execute("TRUNCATE taskqueue.workitems")
+        assert copying(items * 25) == PRODUCER
+        assert admin.execute(query).fetchall() == expected * 25
+
+
+@pytest.mark.parametrize("more", [{"due": 4e9}, {"expiration": 60.0}, {"attempt": 2}])
+def test_what_copy_has_no_column_for_is_put(
+    url: str, copying: Callable[[Sequence[Workitem]], str], more: dict[str, Any]
+) -> None:
+    plain = [Workitem(body=b"1", type="invoice")] * 300
+
+    assert copying(plain) == PRODUCER
+    assert copying([*plain, Workitem(body=b"2", type="invoice", **more)]) == "postgres"
+    assert len(received(url, 600)) == 600
+
+
+def test_copied_ones_wake_up_who_waits(url: str, copying: Callable[[Sequence[Workitem]], str]) -> None:
+    async def work(broker: Broker) -> int:
+        waiting = asyncio.create_task(drain(broker.consumer("worker_invoice", reserve=500), 2500))
+        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(copying, [Workitem(body=b"1", type="invoice")] * 2500) == PRODUCER
+        return len(await waiting)
+
+    assert run(url, work) == 2500
+
+
 def test_a_trigger_sends(postgresql: PostgreSQL, url: str, shop: psycopg.Connection) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "sending.md").read_text().partition("## From triggers")[2]
-    code = "\n".join(line[4:] for line in text.partition("\n## ")[0].splitlines() if line.startswith("    "))
+    lines = documented("## From triggers").splitlines()
+    code = "\n".join(line[4:] for line in lines if line.startswith("    "))
     with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
         admin.execute("CREATE TABLE orders (id integer, state text)")
         admin.execute(code.encode())

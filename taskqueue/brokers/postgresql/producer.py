@@ -12,7 +12,7 @@ import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import REPLIES, Parcel, unpack, usable
+from taskqueue.brokers.postgresql.rows import COPIED, REPLIES, Parcel, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
 from taskqueue.clock import Clock
 from taskqueue.errors import SendFailed
@@ -21,6 +21,8 @@ from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["PostgreSQLProducer", "addressed", "parcels"]
 
+_MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
+COPY_FROM = 200  # workitems in a call for which COPY pays
 CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
 CHUNK_BYTES = 64 * 1024 * 1024
 
@@ -34,6 +36,7 @@ class PostgreSQLProducer:
         self._sending = Line(place)
         self._waiting = Line(place)
         self._sender = ""
+        self._copies: bool | None = None  # whether the role may; None: it was not asked yet
         self._reply_queue = ""
         self._replies: deque[Workitem] = deque()
 
@@ -51,7 +54,10 @@ class PostgreSQLProducer:
         with self._sending.opened() as connection:
             if self._sending.fresh:
                 self._sender, self._sending.fresh = sender(), False
+                self._copies = None
             todo = parcels(items, self._clock.wall())
+            if len(items) >= COPY_FROM and self._copy(connection, todo):
+                return
             if len(todo) > 1:  # all of them, or none
                 with Translated(self._place), connection.transaction():
                     for parcel in todo:
@@ -62,6 +68,28 @@ class PostgreSQLProducer:
                 item, body = todo[0].only()
                 tell = self._place.notify
                 self._sending.call(connection, "put_one(%s, %b, %s, %s)", item, body, self._sender, tell)
+
+    def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel]) -> bool:
+        """Send all by COPY, a quarter or more faster; False where the role may not, or there is more to say of some."""
+        copied = [text for parcel in todo if (text := parcel.copied(self._sender)) is not None]
+        if len(copied) < len(todo) or not self._may_copy(connection):
+            return False
+        schema = self._place.schema
+        with Translated(self._place), connection.transaction(), connection.cursor() as cursor:
+            for parcel in todo:
+                told = sorted(parcel.told) if self._place.notify else []
+                self._sending.call(connection, "put(NULL, NULL, %s, NULL, %s)", parcel.lanes(), told)
+            with cursor.copy(f'COPY "{schema}".workitems ({COPIED}) FROM STDIN'.encode()) as copy:
+                for text in copied:
+                    copy.write(text)
+        return True
+
+    def _may_copy(self, connection: psycopg.Connection) -> bool:
+        if self._copies is None:
+            with Translated(self._place):
+                table = f'"{self._place.schema}".workitems'
+                self._copies = (connection.execute(_MAY_COPY, (table, COPIED)).fetchone() or (False,))[0]
+        return bool(self._copies)
 
     def _put_all(self, connection: psycopg.Connection, parcel: Parcel) -> None:
         _, _, sends, bodies, lanes = parcel.texts()
