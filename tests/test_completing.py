@@ -18,10 +18,11 @@ from system import PATIENCE
 
 from taskqueue.broker import Broker, Consumer, Delivery, Ended, Lease, Underway, complete, connect
 from taskqueue.brokers.sqlite import queues
-from taskqueue.errors import BrokerError, DeliveryLost
+from taskqueue.errors import BrokerError, DeliveryLost, Unsupported
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Done, Failed, Payload, Rules
 from taskqueue.record import Record, Run
+from taskqueue.worker import BaseWorker
 from taskqueue.workitem import Workitem
 
 QUEUE = "worker_t"
@@ -205,6 +206,11 @@ def test_a_broker_has_tickets_if_it_has_transactions() -> None:
         assert consumer.ticket(delivery) is None
 
     run("memory://", work)
+
+
+def test_who_does_not_say_that_it_completes_can_not() -> None:
+    with pytest.raises(Unsupported, match="does not say `completes = True`"):
+        BaseWorker().complete(None)
 
 
 # Of PostgreSQL, where a transaction keeps nobody from going on.

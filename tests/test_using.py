@@ -13,6 +13,7 @@ from typing import Any
 import django
 import django.db
 import psycopg
+import psycopg2
 import pytest
 import sqlalchemy
 from databases import PRODUCER, PostgreSQL, with_schema
@@ -269,6 +270,25 @@ def test_rows_of_other_shapes_do_not_matter(queue: taskqueue.Queue, place: Place
 def test_what_is_no_connection_is_refused(queue: taskqueue.Queue, wrong: object) -> None:
     with pytest.raises(Unsupported, match="expected a connection of psycopg or sqlite3"):
         queue.using(wrong)
+
+
+@pytest.mark.services
+def test_psycopg2_is_as_good(postgresql: PostgreSQL) -> None:
+    place = PostgreSQLPlace(postgresql)
+    with taskqueue.connect(place.url) as queue, contextlib.closing(psycopg2.connect(place.conninfo)) as connection:
+        sender = queue.using(connection)
+        ids = sender.send_many(sender.workitem("invoice", bytes([n]), reference="50% \\'") for n in range(256))
+        connection.commit()
+        sender.send("invoice", 0)
+        connection.rollback()
+        connection.autocommit = True
+        with pytest.raises(BrokerError, match="autocommit"):
+            queue.using(connection)
+        connect_elsewhere = contextlib.closing(psycopg2.connect(postgresql.admin_url()))
+        with connect_elsewhere as other, pytest.raises(BrokerError, match="without a usable schema taskqueue"):
+            queue.using(other).send("invoice", 1)
+
+    assert [(w.id, w.body) for w in received(place.url, 256)] == [(id, bytes([n])) for n, id in enumerate(ids)]
 
 
 @pytest.mark.services

@@ -58,8 +58,8 @@ class Completing:
     def complete(self, number: int, connection: object, result: Any, cpu: float | None) -> None:
         """End the workitem that was handed over as `number`.  cpu: seconds that it has taken."""
         started = self._running.get(number)
-        if started is None:
-            raise Unsupported("self.complete: no workitem is handled in this thread")
+        if started is None or os.getpid() != self._line.pid:
+            raise Unsupported("self.complete: no workitem is handled in this thread, or process")
         if started.ticket is None:
             raise Unsupported(
                 "self.complete: this broker has no transactions to take part in; postgresql:// and sqlite:/// have"

@@ -37,11 +37,17 @@ BEGIN
 END
 $$;
 
--- Which database this is: what no other one has, but for its standbys.
+-- Which database this is: what no other one has, but for its standbys.  (A hosted server may keep its own number secret.)
 CREATE FUNCTION @schema@.identity() RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    SELECT c.system_identifier || '.' || d.oid
-    FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+DECLARE
+    server text := '';
+BEGIN
+    IF has_function_privilege('pg_control_system()', 'EXECUTE') THEN
+        server := (SELECT system_identifier FROM pg_control_system());
+    END IF;
+    RETURN server || '.' || (SELECT oid FROM pg_database WHERE datname = current_database());
+END
 $$;
 
 -- What programs of this project send by.  told: the queues whose carriers are woken up.  here: the identity of the
