@@ -7,7 +7,7 @@ asynchronous, one `Consumer` per queue.  Every implementation passes `taskqueue.
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -24,10 +24,12 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "Ended",
+    "Joined",
     "Lease",
     "Options",
     "Producer",
     "Underway",
+    "complete",
     "connect",
 ]
 
@@ -58,6 +60,7 @@ class Capabilities:
     several_hosts: bool = True
     priorities: bool = False
     store: bool = False
+    transactions: bool = False
 
 
 class Lease:
@@ -84,13 +87,18 @@ class Delivery:
 
 
 class Ended(NamedTuple):
-    """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran."""
+    """A delivery, what became of it, the rules of the group that had it; and, for a store, how it ran.
+
+    completing: its handler may have ended it in a transaction of its own (`complete`); then it counts as ended by that,
+    and otherwise this outcome is its end.
+    """
 
     delivery: Delivery
     outcome: Outcome
     rules: Rules = Rules()
     run: Run | None = None
     log: tuple[str, ...] = ()
+    completing: bool = False
 
 
 class Producer(Protocol):
@@ -114,6 +122,16 @@ class Producer(Protocol):
         """Let go of the broker.  May be called twice."""
 
 
+class Joined(Protocol):
+    """The end of a broker that takes workitems in a transaction of the caller's own."""
+
+    def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
+        """Store `workitems` with that transaction, or not at all, and return their ids, in order.
+
+        What the caller's driver raises goes through as it is; else as Producer.send.
+        """
+
+
 class Consumer(Protocol):
     """The end of a broker that lends workitems from one queue.
 
@@ -133,6 +151,12 @@ class Consumer(Protocol):
 
         False where a delivery no longer counted: it was settled before, or somebody else has it now, and nothing of
         it was kept that the broker could still take back.
+        """
+
+    def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
+        """What a worker process needs to end a delivery by `complete`; for JSON, and with no right to anything else.
+
+        None where the broker has no transactions (`Capabilities.transactions`).
         """
 
     def resize(self, reserve: int) -> None:
@@ -193,6 +217,13 @@ class Broker(Protocol):
     def producer(self) -> Producer:
         """A new sending end."""
 
+    def using(self, connection: object) -> Joined:
+        """What sends in the transaction of `connection`, which is the caller's (see `taskqueue.joining`).
+
+        Raises Unsupported where the broker can't, or does not know such a connection; BrokerError where the connection
+        leads elsewhere, or has no transaction.
+        """
+
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         """A new receiving end for `queue`, which is made where it does not exist.  Inside an event loop."""
 
@@ -217,6 +248,17 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Close all consumers and connections of this broker.  May be called twice."""
+
+
+def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, *, now: float) -> None:
+    """End a delivery in the transaction of `connection`, which is the caller's: with it, or not at all.
+
+    ticket: what its consumer gave for it.  ended: as it would be settled, with a delivery that has its workitem and no
+    more.  now: POSIX seconds.
+
+    Raises DeliveryLost where somebody else may have it; for the connection as `Broker.using`.
+    """
+    importlib.import_module(f"taskqueue.brokers.{ticket['broker']}").complete(connection, ticket, ended, now)
 
 
 def connect(options: Options | str) -> Broker:

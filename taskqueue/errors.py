@@ -8,9 +8,13 @@
     ├── FormatError              bytes are not a workitem; never retried
     ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
     ├── UnknownTask              no workitem has this id, or it is not kept any more
+    ├── TaskFailure              it ran and failed, or was given up; has the error and the remote traceback
+    │   └── TaskExpired          it succeeded, and its result is not kept
+    ├── ResultTimeout            it has not ended in the time that was given
     └── BrokerError
         ├── BrokerUnavailable    try again later; the same call is safe
         ├── SendFailed           the broker is there and did not take a workitem
+        ├── DeliveryLost         a handler can't end its workitem any more: somebody else may have it
         └── Unsupported          this backend does not do that; says which does
 """
 
@@ -20,10 +24,14 @@ __all__ = [
     "BrokerError",
     "BrokerUnavailable",
     "ConfigError",
+    "DeliveryLost",
     "FormatError",
     "PluginError",
+    "ResultTimeout",
     "SendFailed",
     "SoftTimeLimitExceeded",
+    "TaskExpired",
+    "TaskFailure",
     "TaskQueueError",
     "UnknownTask",
     "Unsupported",
@@ -76,6 +84,41 @@ class UnknownTask(TaskQueueError):
         super().__init__(f"no workitem {id}: it was never sent here, or it is not kept any more")
 
 
+class TaskFailure(TaskQueueError):
+    """There is no result: the workitem `id` of worker type `type` ended otherwise.
+
+    state: how: `failed`, `dead`, `cancelled` or `expired`.
+    error, traceback: of its last attempt, as text; empty where there was none.
+    """
+
+    def __init__(self, id: str, type: str, state: str, error: str = "", traceback: str = "") -> None:
+        self.id = id
+        self.type = type
+        self.state = state
+        self.error = error
+        self.traceback = traceback
+        super().__init__(id, type, state, error, traceback)
+
+    def __str__(self) -> str:
+        return f"workitem {self.id} of {self.type}: {self.state}{f': {self.error}' if self.error else ''}"
+
+
+class TaskExpired(TaskFailure):
+    """The workitem succeeded, and its result is not kept: its group's `history` says so, or it wanted none."""
+
+
+class ResultTimeout(TaskQueueError):
+    """The workitem `id` has not ended within `timeout` seconds; it goes on."""
+
+    def __init__(self, id: str, timeout: float) -> None:
+        self.id = id
+        self.timeout = timeout
+        super().__init__(id, timeout)
+
+    def __str__(self) -> str:
+        return f"workitem {self.id} has not ended within {self.timeout:g} s"
+
+
 class BrokerError(TaskQueueError):
     """The broker did not do what was asked."""
 
@@ -93,6 +136,10 @@ class SendFailed(BrokerError):
     def __init__(self, message: str, refused: tuple[str, ...]) -> None:
         self.refused = refused
         super().__init__(message)
+
+
+class DeliveryLost(BrokerError):
+    """The workitem is not this worker process' any more; whoever has it now ends it.  Roll back."""
 
 
 class Unsupported(BrokerError):

@@ -53,13 +53,22 @@ class Loop:
             await asyncio.shield(self._handle(deliveries))  # what was taken is handled, also when stopped
 
     def end(self, ended: Ended) -> None:
-        """A delivery is over.  All that end in one turn of the event loop are settled together."""
+        """A delivery is over.  All that end in one turn of the event loop are settled together.
+
+        But for one that its handler may have ended itself: what became of that may be known only after a while.
+        """
+        if ended.completing:
+            self._settle_all([ended])
+            return
         if not self._ended:
             asyncio.get_running_loop().call_soon(self._settle_soon)
         self._ended.append(ended)
 
     def _settle_soon(self) -> None:
         batch, self._ended = self._ended, []
+        self._settle_all(batch)
+
+    def _settle_all(self, batch: Sequence[Ended]) -> None:
         task = asyncio.get_running_loop().create_task(self._settle(batch))
         self._settling.add(task)
         task.add_done_callback(self._settled)

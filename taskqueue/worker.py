@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from taskqueue.errors import Unsupported
+
 __all__ = ["BaseWorker", "CurrentWorkitem", "Reject", "Retry"]
 
 
@@ -64,10 +66,13 @@ class BaseWorker:
     """One worker; a worker process makes one through `factory` and keeps it.
 
     settings: the options of the group's section of config.ini that taskqueue does not know; names in lower case.
+    completes: whether it calls `complete`; a class that does so says `completes = True`.
     """
 
     settings: Mapping[str, str] = MappingProxyType({})
     say_progress: Callable[[float, float | None, str], None] | None = None  # set where there is somebody to tell
+    completes: bool = False
+    end_by: Callable[[object, Any], None] | None = None  # set where it is true, and a workitem can be ended so
     _workitem: CurrentWorkitem | None = None
 
     @property
@@ -91,6 +96,20 @@ class BaseWorker:
         """
         if self.say_progress is not None:
             self.say_progress(done, total, note)
+
+    def complete(self, connection: object, result: Any = None) -> None:
+        """End the workitem that is handled in the transaction of `connection`, together with what was written there.
+
+        connection: one to the database, or SQLite file, in which the workitem is, as for `Queue.using`.
+        result: what `handle_task` would return otherwise; once the transaction is committed, what that returns or
+        raises changes nothing.  Commit it before `handle_task` ends: else the workitem has failed.
+
+        Raises DeliveryLost where the workitem is somebody else's by now: roll back then; PostgreSQL does so in any
+        case.  Unsupported where the broker has no transactions.
+        """
+        if self.end_by is None:
+            raise Unsupported(f"{type(self).__name__} does not say `completes = True`, or no workitem is handled")
+        self.end_by(connection, result)
 
     @classmethod
     def factory(cls) -> BaseWorker:

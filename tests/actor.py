@@ -26,6 +26,7 @@ class Told:
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.worked_after: list[int] = []
+        self.completing: list[Any] = []
 
     def ready(self, process: WorkerProcess) -> None:
         self.events.append(("ready",))
@@ -33,8 +34,13 @@ class Told:
     def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
         self.events.append(("broken", error))
 
+    def ticket(self, process: WorkerProcess, delivery: Delivery) -> dict[str, Any] | None:
+        return {"of": delivery.tag}
+
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self.events.append(("ended", ended.delivery.tag, ended.outcome))
+        if ended.completing:
+            self.completing.append(ended.delivery.tag)
 
     def worked(self, process: WorkerProcess) -> None:
         self.worked_after.append(len(self.events))
@@ -92,7 +98,7 @@ class Actor:
 
     def buried(self) -> tuple[dict[Any, Any], list[Any]]:
         running, rest = self.process.bury()
-        return {delivery.tag: verdict for delivery, verdict, _, _ in running}, [delivery.tag for delivery in rest]
+        return {cut.delivery.tag: cut.verdict for cut in running}, [delivery.tag for delivery in rest]
 
     def close(self) -> None:
         self.socket.close()

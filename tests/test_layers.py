@@ -30,7 +30,7 @@ LAYERS = (
         "clock",
         "status",
     ),
-    ("broker", "store"),
+    ("broker", "store", "joining"),
     ("brokers.*",),
     ("worker", "plugins", "formats", "discovery", "title"),
     ("client", "process"),

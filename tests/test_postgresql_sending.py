@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from databases import PRODUCER, PgBouncer, PostgreSQL, with_schema
 from embedded import drain, run
 
-from taskqueue.broker import connect
+from taskqueue.broker import Broker, connect
 from taskqueue.errors import BrokerError
 from taskqueue.workitem import Workitem
 
@@ -148,3 +152,133 @@ def test_a_program_goes_on_when_a_function_was_replaced_that_it_has_prepared(pos
         producer.send([Workitem(body=b"x", type="t")])
         count = owner.execute("SELECT count(*) FROM taskqueue.workitems").fetchone()
     assert count == (6,)
+
+
+def test_many_are_sent_by_copy(url: str, shop: psycopg.Connection) -> None:
+    with (
+        shop.cursor() as cursor,
+        cursor.copy("COPY taskqueue.outgoing (type, body, reference, priority, delay) FROM STDIN") as copy,
+    ):
+        for n in range(1000):
+            copy.write_row(("invoice", f'{{"id": {n}}}', f"order:{n}", 1, "1 hour" if n == 999 else None))
+
+    found = received(url, 999)
+    assert [(w.body, w.reference, w.priority) for w in found[::500]] == [
+        (b'{"id": 0}', "order:0", 1), (b'{"id": 500}', "order:500", 1),
+    ]  # fmt: skip
+    assert len({w.id for w in found}) == 999
+
+
+def test_an_insert_sends_as_well_and_a_bad_one_is_refused(url: str, shop: psycopg.Connection) -> None:
+    shop.execute("INSERT INTO taskqueue.outgoing (type, body, id) SELECT 'invoice', '1', 'mine'")
+    for bad in ("('no type', '1')", "('invoice', NULL)"):
+        with pytest.raises(psycopg.Error, match=r"taskqueue\.send: (type|body)"):
+            shop.execute(f"INSERT INTO taskqueue.outgoing (type, body) VALUES {bad}".encode())
+
+    assert [w.id for w in received(url)] == ["mine"]
+
+
+def test_a_copy_that_is_rolled_back_sent_nothing(url: str, shop: psycopg.Connection) -> None:
+    into = "COPY taskqueue.outgoing (type, body) FROM STDIN"
+    with shop.transaction(force_rollback=True), shop.cursor() as cursor, cursor.copy(into) as copy:
+        copy.write_row(("invoice", "1"))
+    sent(shop, "'invoice', '2'")
+
+    assert [w.body for w in received(url)] == [b"2"]
+
+
+# Producers in Python that may write to the table.
+
+
+@pytest.fixture
+def copying(postgresql: PostgreSQL, url: str) -> Iterator[Callable[[Sequence[Workitem]], str]]:
+    """Sends as a role that has the right of docs/sending.md; says as whom the rows were written."""
+    name = url.rpartition("/")[2]
+    (grant,) = re.findall(r"GRANT INSERT \([^)]*\)\s+ON taskqueue.workitems TO shop;", documented("## How many"))
+    with contextlib.closing(postgresql.admin(name)) as admin:
+        admin.execute(grant.encode())
+        admin.execute(
+            """
+            CREATE TABLE writers (name text);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN INSERT INTO public.writers VALUES (current_user); RETURN NULL; END $$;
+            CREATE TRIGGER note AFTER INSERT ON taskqueue.workitems FOR EACH ROW EXECUTE FUNCTION note();
+            GRANT INSERT ON writers TO PUBLIC;
+            """
+        )
+        with contextlib.closing(connect(postgresql.url(name, user=PRODUCER)).producer()) as producer:
+
+            def send(workitems: Sequence[Workitem]) -> str:
+                admin.execute("TRUNCATE writers")
+                producer.send(workitems)
+                return "+".join(writer for (writer,) in admin.execute("SELECT DISTINCT name FROM writers"))
+
+            yield send
+
+
+def documented(section: str) -> str:
+    text = (Path(__file__).parent.parent / "docs" / "sending.md").read_text()
+    return text.partition(section)[2].partition("\n## ")[0]
+
+
+NASTY = ["", "plain", "a\tb\nc\rd\\e\\.", r"\N", r"\x00", "ü☃", "a\0b", "half \udc80", "x" * 700]
+
+
+def test_what_is_copied_is_what_would_have_been_put(
+    postgresql: PostgreSQL, url: str, copying: Callable[[Sequence[Workitem]], str]
+) -> None:
+    items = [
+        Workitem(
+            body=text.encode(errors="replace"), id=f"{n}{text}", type="invoice", content_type=text, reference=text,
+            correlation_id=text, headers={"text": text}, priority=n, timestamp=7,
+        )
+        for n, text in enumerate(NASTY)
+    ]  # fmt: skip
+    columns = (
+        "queue, id, type, content_type, properties, priority, regexp_replace(sender, '.*:', ''), reference, body, state"
+    )
+    query = f"SELECT {columns} FROM taskqueue.workitems ORDER BY seq".encode()
+
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
+        assert copying(items) == "postgres"  # few are put
+        expected = admin.execute(query).fetchall()
+        admin.execute("TRUNCATE taskqueue.workitems")
+        assert copying(items * 25) == PRODUCER
+        assert admin.execute(query).fetchall() == expected * 25
+
+
+@pytest.mark.parametrize("more", [{"due": 4e9}, {"expiration": 60.0}, {"attempt": 2}])
+def test_what_copy_has_no_column_for_is_put(
+    url: str, copying: Callable[[Sequence[Workitem]], str], more: dict[str, Any]
+) -> None:
+    plain = [Workitem(body=b"1", type="invoice")] * 300
+
+    assert copying(plain) == PRODUCER
+    assert copying([*plain, Workitem(body=b"2", type="invoice", **more)]) == "postgres"
+    assert len(received(url, 600)) == 600
+
+
+def test_copied_ones_wake_up_who_waits(url: str, copying: Callable[[Sequence[Workitem]], str]) -> None:
+    async def work(broker: Broker) -> int:
+        waiting = asyncio.create_task(drain(broker.consumer("worker_invoice", reserve=500), 2500))
+        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(copying, [Workitem(body=b"1", type="invoice")] * 2500) == PRODUCER
+        return len(await waiting)
+
+    assert run(url, work) == 2500
+
+
+def test_a_trigger_sends(postgresql: PostgreSQL, url: str, shop: psycopg.Connection) -> None:
+    lines = documented("## From triggers").splitlines()
+    code = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
+        admin.execute("CREATE TABLE orders (id integer, state text)")
+        admin.execute(code.encode())
+        admin.execute(f'GRANT ALL ON orders TO "{PRODUCER}"'.encode())
+
+    shop.execute("INSERT INTO orders VALUES (1, 'new'), (2, 'paid')")
+    shop.execute("UPDATE orders SET state = 'paid' WHERE id = 1")
+
+    assert [(w.body, w.reference) for w in received(url, 2)] == [
+        (b'{"order": 2}', "order:2"), (b'{"order": 1}', "order:1"),
+    ]  # fmt: skip

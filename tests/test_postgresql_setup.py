@@ -229,4 +229,4 @@ def test_without_the_driver_it_says_what_is_missing(monkeypatch: pytest.MonkeyPa
 def test_the_documented_grants_are_statements() -> None:
     text = (Path(__file__).parent.parent / "docs" / "postgresql.md").read_text()
 
-    assert [statement.split()[0] for statement in grants(text)] == ["GRANT", "GRANT", "ALTER", "GRANT"]
+    assert [statement.split()[0] for statement in grants(text)] == ["GRANT", "GRANT", "ALTER", "GRANT", "GRANT"]

@@ -41,6 +41,35 @@ class TestWorkerProcess:
 
         scene(play)
 
+    @pytest.mark.parametrize(("said", "ticket"), [(None, None), ("completes", {"of": "a"})])
+    def test_it_gets_tickets_if_it_said_that_it_completes(self, said: object, ticket: object) -> None:
+        def play(actor: Actor) -> None:
+            actor.say(Kind.READY, said)
+            actor.give("a")
+            data = actor.socket.recv(1 << 16)
+            ((_, _, properties),) = [
+                i for kind, meta, _ in actor.frames.feed(data) if kind == Kind.WORK for i in meta["items"]
+            ]
+            assert properties.get("ticket") == ticket
+
+        scene(play)
+
+    def test_what_it_may_have_completed_is_said_with_its_end_or_its_death_and_not_reported(self) -> None:
+        def play(actor: Actor) -> None:
+            actor.give("a", "b")
+            actor.mark(1)
+            actor.say(Kind.COMPLETING, [1, 4711])
+            assert actor.process.underway(0.0) == []
+            actor.end(1)
+            actor.mark(2)
+            assert [one.delivery.tag for one in actor.process.underway(0.0)] == ["b"]
+            actor.socket.sendall(pack(Kind.COMPLETING, [2]))
+            running, _ = actor.process.bury()
+            assert [(cut.delivery.tag, cut.completing) for cut in running] == [("b", True)]
+            assert actor.owner.completing == ["a"]
+
+        scene(play)
+
     def test_it_has_worked_once_it_has_brought_one_to_its_end(self) -> None:
         def play(actor: Actor) -> None:
             actor.give("a", "b", "c")

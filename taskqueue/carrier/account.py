@@ -8,12 +8,10 @@ import socket
 from pathlib import Path
 
 from taskqueue.clock import Clock
+from taskqueue.process.lines import LONGEST_LINE, Lines
 from taskqueue.record import Progress, Run
 
 __all__ = ["Account"]
-
-MOST_LINES = 1000  # of the log of one attempt; the first and the last half of more are kept
-LONGEST_LINE = 2000  # characters
 
 
 class Account:
@@ -24,7 +22,8 @@ class Account:
         self._clock = clock
         self._host = socket.gethostname()
         self._user = ""
-        self._logs: dict[int, list[str]] = {}
+        self._lines = Lines()
+        self.logged = self._lines.add
         self._progress: dict[int, Progress] = {}
 
     def ready(self) -> None:
@@ -33,13 +32,6 @@ class Account:
             self._user = str(Path(f"/proc/{self._pid}").stat().st_uid)
             with contextlib.suppress(KeyError):  # a user without a name
                 self._user = pwd.getpwuid(int(self._user)).pw_name
-
-    def logged(self, number: int, line: str) -> None:
-        """A line of its log."""
-        lines = self._logs.setdefault(number, [])
-        lines.append(line[:LONGEST_LINE])
-        if len(lines) > MOST_LINES:
-            del lines[MOST_LINES // 2]
 
     def progressed(self, number: int, done: float, total: float | None, note: str) -> None:
         """How far it says it is."""
@@ -62,4 +54,4 @@ class Account:
     def take(self, number: int) -> tuple[str, ...]:
         """The log of what has ended; it is forgotten here."""
         self._progress.pop(number, None)
-        return tuple(self._logs.pop(number, ()))
+        return self._lines.take(number)

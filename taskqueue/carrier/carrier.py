@@ -221,6 +221,9 @@ class Carrier:
         # With the name: the manager may know of its death before this arrives.
         self._manager.send(Kind.DOWN, {"group": process.group.name, "error": error, "traceback": traceback})
 
+    def ticket(self, process: WorkerProcess, delivery: Delivery) -> dict[str, Any] | None:
+        return self._lanes[process.group.type].ticket(delivery)
+
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self._lanes[process.group.type].ended(process, ended, seconds)
 

@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 from taskqueue.broker import Broker, Delivery, Ended
 from taskqueue.carrier.pace import batch_size, depth, is_soon, mean_run_time, reserve
@@ -126,6 +127,10 @@ class Lane:
         self.feed()
         self.adjust()
 
+    def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
+        """What a worker process needs to end a delivery by itself."""
+        return self._consumer.ticket(delivery)
+
     def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
         """These go to others, in their old order, before all that wait."""
         self._give_to_others(deliveries)
@@ -181,14 +186,14 @@ class Lane:
         self._give_places()
         running, rest = process.bury()
         self._give_to_others(rest)
-        for delivery, verdict, run, lines in running:
+        for delivery, verdict, run, lines, completing in running:
             workitem = delivery.workitem
             outcome = after_death(workitem, process.group, how, verdict, jitter=random.random(), known=process.formats)
             log.warning(
                 "worker process %d of %s ended (%s) while it ran workitem %s (attempt %d): %s",
                 process.pid, process.group.name, how, workitem.id, workitem.attempt, type(outcome).__name__,
             )  # fmt: skip
-            self.loop.end(Ended(delivery, outcome, process.rules, run, lines))
+            self.loop.end(Ended(delivery, outcome, process.rules, run, lines, completing))
         self.adjust(at_once=True)
         self._pause_or_go_on()
         self.feed()

@@ -9,8 +9,8 @@ import random
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple, Protocol
 
 from taskqueue import formats
 from taskqueue.broker import Delivery, Ended, Underway
@@ -39,6 +39,9 @@ class Owner(Protocol):
     def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
         """Its plugin did not load; it ends."""
 
+    def ticket(self, process: WorkerProcess, delivery: Delivery) -> dict[str, Any] | None:
+        """What it needs to end a delivery by itself; None where it can't."""
+
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         """It is through with a workitem, which ran for `seconds`."""
 
@@ -59,6 +62,19 @@ class Owner(Protocol):
 
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
+
+
+class Cut(NamedTuple):
+    """A workitem that a worker process was running when it died.
+
+    verdict: what it was killed for, if it was.  completing: see Ended.
+    """
+
+    delivery: Delivery
+    verdict: Verdict | None
+    run: Run
+    log: tuple[str, ...]
+    completing: bool
 
 
 class WorkerProcess:
@@ -99,6 +115,8 @@ class WorkerProcess:
         self._unsure = False  # whether all the others were started in time
         self._stuck = False  # they were not, and it has said nothing since
         self._alone = False
+        self._completes = False  # whether its handlers may end workitems by themselves
+        self._completing: set[int] = set()  # those that they may have ended so
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
@@ -110,7 +128,7 @@ class WorkerProcess:
         os.ftruncate(file, size)
         self._marks = mmap.mmap(file, size)
         self._wire = Wire(sock, self._heard, lambda reason: owner.mute(self, reason))
-        self._wire.send(Kind.HELLO, hello, files=(file,))
+        self._wire.send(Kind.HELLO, {**hello, "rules": asdict(self.rules)}, files=(file,))
 
     @property
     def load(self) -> int:
@@ -184,6 +202,9 @@ class WorkerProcess:
         self._alone = alone
         self._start_by = now + START_WITHIN
         self._unsure = len(self._handed) > 1
+        if self._completes:
+            for delivery, (_, _, properties) in zip(deliveries, items, strict=True):
+                properties["ticket"] = self._owner.ticket(self, delivery)
         meta = {"idle": idle, "start_by": self._start_by, "items": items}
         self._wire.send(Kind.WORK, meta, b"".join(delivery.workitem.body for delivery in deliveries))
         self._watch()
@@ -271,7 +292,7 @@ class WorkerProcess:
     def underway(self, least: float) -> list[Underway]:
         """What has been running for `least` seconds or longer."""
         found = []
-        for number in sorted(self.started()):
+        for number in sorted(self.started() - self._completing):
             seconds = self._ran_for(number)
             if seconds >= least:
                 run, progress = self._account.running(seconds), self._account.progress(number)
@@ -283,8 +304,8 @@ class WorkerProcess:
         self._wire.send(Kind.STOP)
         self._owner.stopping(self)
 
-    def bury(self) -> tuple[list[tuple[Delivery, Verdict | None, Run, tuple[str, ...]]], list[Delivery]]:
-        """It is dead: the workitems that it was running, each with what it was killed for if it was; and the others.
+    def bury(self) -> tuple[list[Cut], list[Delivery]]:
+        """It is dead: the workitems that it was running, and the others.
 
         Everything that it wrote is read first: what it reported has ended, and is not blamed.
         """
@@ -297,7 +318,7 @@ class WorkerProcess:
         for number in sorted(self.started()):
             verdict = None if self._condemned is None else self._condemned.get(number, Release())
             run, log = self._account.ran(self._ran_for(number)), self._account.take(number)
-            running.append((self._handed.pop(number), verdict, run, log))
+            running.append(Cut(self._handed.pop(number), verdict, run, log, number in self._completing))
         rest = list(self._handed.values())
         self._handed.clear()
         self._since.clear()
@@ -320,6 +341,9 @@ class WorkerProcess:
                     self._weigh(self._memory)
                 run = self._account.ran(seconds, None if cpu is None else _seconds(cpu), int(memory))
                 ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
+                if number in self._completing:
+                    self._completing.discard(number)
+                    ended = ended._replace(completing=True)
                 self._owner.ended(self, ended, seconds)
                 self._note_work()
             case Kind.UNSTARTED:
@@ -327,7 +351,10 @@ class WorkerProcess:
                 late = [self._take(number) for number in meta if number in self._handed]
                 self._stuck = False
                 self._owner.unstarted(self, late)
+            case Kind.COMPLETING:
+                self._completing.update(number for number in meta if number in self._handed)
             case Kind.READY:
+                self._completes = meta == "completes"
                 self.is_ready = True
                 self._account.ready()
                 self._owner.ready(self)

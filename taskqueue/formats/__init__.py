@@ -16,7 +16,7 @@ from taskqueue.formats.builtin import BUILTIN
 from taskqueue.formats.contract import Extracted, Format, Formats
 from taskqueue.formats.installed import GROUP, Installed, discover, known, refusal
 from taskqueue.formats.jsontext import MAX_DEPTH
-from taskqueue.formats.messages import MAX_REFERENCE, ONLY_BUILTIN, failed_result, parse, payload, value
+from taskqueue.formats.messages import MAX_REFERENCE, ONLY_BUILTIN, failed_result, is_reference, parse, payload, value
 
 __all__ = [
     "BUILTIN",
@@ -30,6 +30,7 @@ __all__ = [
     "Installed",
     "discover",
     "failed_result",
+    "is_reference",
     "known",
     "parse",
     "payload",

@@ -14,7 +14,7 @@ from taskqueue.formats.jsontext import check_depth, members
 from taskqueue.outcome import Payload
 from taskqueue.workitem import FORMAT_VERSION, Workitem, is_type
 
-__all__ = ["MAX_REFERENCE", "ONLY_BUILTIN", "failed_result", "parse", "payload", "value"]
+__all__ = ["MAX_REFERENCE", "ONLY_BUILTIN", "failed_result", "is_reference", "parse", "payload", "value"]
 
 MAX_REFERENCE = 1024
 """Characters of a reference: it travels in a header, and stores index it."""
@@ -78,10 +78,15 @@ def value(body: bytes, content_type: str, formats: Formats = ONLY_BUILTIN) -> ob
     return body if format is None else format.value(body, meant)
 
 
-def payload(value: object) -> Payload:
-    """What a handler returned, as a result: bytes as they are, str as UTF-8 text, else JSON.
+def is_reference(text: str) -> bool:
+    """Whether `text` may be a reference."""
+    return len(text) <= MAX_REFERENCE and not _UNSTORABLE.search(text)
 
-    Raises FormatError where JSON can't express `value`, or `value` would not read it back.
+
+def payload(value: object, what: str = "a result") -> Payload:
+    """What a handler returned, or a program sends, as bytes: bytes as they are, str as UTF-8 text, else JSON.
+
+    what: it is, in messages.  Raises FormatError where JSON can't express `value`, or `value` would not read it back.
     """
     try:
         if isinstance(value, bytes | bytearray):
@@ -93,9 +98,9 @@ def payload(value: object) -> Payload:
         # A lone surrogate, such as Python has for a byte of a file's name, becomes JSON's own escape.
         return Payload(text.encode(errors="backslashreplace"), JSON)
     except RecursionError:
-        raise FormatError(f"a result of type {_name(value)} is nested too deeply") from None
+        raise FormatError(f"{what} of type {_name(value)} is nested too deeply") from None
     except (TypeError, ValueError, FormatError) as error:
-        raise FormatError(f"a result of type {_name(value)} can't be sent: {line(str(error))}") from None
+        raise FormatError(f"{what} of type {_name(value)} can't be sent: {line(str(error))}") from None
 
 
 def failed_result(workitem: Workitem, error: str, traceback: str, formats: Formats = ONLY_BUILTIN) -> Payload:

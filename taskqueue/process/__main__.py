@@ -41,11 +41,17 @@ def main() -> int:
         told = "" if isinstance(error, PluginError) else traceback.format_exc()
         line.send(Kind.BROKEN, [f"{type(error).__name__}: {error}", told])
         return CANNOT_BOOT
-    line.send(Kind.READY, None)
     desk = Desk(line, marks, hello)
     forwarder.here = desk.here
     if isinstance(worker, BaseWorker):
         worker.say_progress = desk.progress
+        if worker.completes:
+            from taskqueue.process.completing import Completing  # what others shall not wait for
+
+            desk.completing = Completing(line, hello, known)
+            forwarder.keep = desk.completing.lines.add
+            worker.end_by = desk.complete
+    line.send(Kind.READY, None if desk.completing is None else "completes")
     runs.run(line, desk)
     if hasattr(worker, "teardown"):
         runs.call(worker.teardown)

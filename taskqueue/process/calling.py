@@ -15,7 +15,7 @@ from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
 from taskqueue.worker import Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "done", "is_older", "raised"]
+__all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "check_size", "done", "is_older", "raised"]
 
 Handle = Callable[[Workitem], "Answer"]
 
@@ -101,11 +101,12 @@ def done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_
     if value is None and not none_is_a_result:
         return Answer(("done", None, sends))
     result: Payload = formats.payload(value)
-    _check_size("the result", result.body, max_result)
+    check_size("the result", result.body, max_result)
     return Answer(("done", result.content_type, sends), result.body)
 
 
-def _check_size(what: str, body: bytes, limit: int) -> None:
+def check_size(what: str, body: bytes, limit: int) -> None:
+    """Raises ValueError for what no broker would take."""
     if len(body) > limit:
         raise ValueError(f"{what} has {len(body)} bytes, more than max_body ({limit})")
 
@@ -141,7 +142,7 @@ class OlderChannel:
         if exchange:
             raise Unsupported(f"exchange {exchange!r}: a worker publishes to queues, through the default exchange ''")
         raw = body.encode() if isinstance(body, str) else bytes(body)
-        _check_size("what is published", raw, self._max_body)
+        check_size("what is published", raw, self._max_body)
         if properties is not None:
             properties.encode()  # raises what a real channel would raise
         given = {

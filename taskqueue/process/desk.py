@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskqueue.process.calling import Answer
 from taskqueue.process.line import Line, Marks
@@ -17,6 +17,9 @@ from taskqueue.process.protocol import Kind
 from taskqueue.title import set_title, shown
 from taskqueue.worker import CurrentWorkitem
 from taskqueue.workitem import Workitem
+
+if TYPE_CHECKING:
+    from taskqueue.process.completing import Completing
 
 __all__ = ["Desk", "Item", "items"]
 
@@ -61,6 +64,7 @@ class Desk:
         self._cpu = 0.0
         self._memory = 0  # bytes, the most so far
         self._said: dict[int, float] = {}
+        self.completing: Completing | None = None
         self.idle()
 
     def start(self, slot: int, item: Item) -> Workitem | None:
@@ -72,7 +76,10 @@ class Desk:
         if time.monotonic() >= item.start_by:
             self._marks[slot] = 0
             return None
+        ticket = None if self.completing is None else item.properties.pop("ticket", None)
         workitem = Workitem(body=item.body, type=self._type, **item.properties)
+        if self.completing is not None:
+            self.completing.start(item.number, workitem, ticket)
         _here.set(item.number)
         if self._slots == 1:
             self._number = item.number
@@ -91,6 +98,8 @@ class Desk:
             self._count(-1)
         else:
             cpu = time.process_time() - self._cpu
+        if self.completing is not None:
+            answer = self.completing.end(item.number, answer)
         self._said.pop(item.number, None)
         seconds = time.monotonic() - started
         if seconds > BRIEF or not self._memory:
@@ -108,6 +117,12 @@ class Desk:
         if number and (now >= self._said.get(number, 0.0) + SAY_EVERY or done == total):
             self._said[number] = now
             self._line.send(Kind.PROGRESS, [number, done, total, note])
+
+    def complete(self, connection: object, result: Any) -> None:
+        """End the one that is handled here in the transaction of `connection`."""
+        assert self.completing is not None
+        cpu = time.process_time() - self._cpu if self._slots == 1 else None
+        self.completing.complete(self.here(), connection, result, cpu)
 
     def unstarted(self, late: Sequence[Item]) -> None:
         """Say that these will not be started here."""

@@ -93,9 +93,13 @@ class Forwarder(logging.Handler):
         super().__init__()
         self._line = line
         self.here: Callable[[], int] = lambda: 0  # the hand-over that a record is about
+        self.keep: Callable[[int, str], None] | None = None  # where this process has to know its own log
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._line.send(Kind.LOG, [self.here(), record.name, record.levelno, self.format(record)[:LONGEST_LOG]])
+            number, text = self.here(), self.format(record)[:LONGEST_LOG]
+            self._line.send(Kind.LOG, [number, record.name, record.levelno, text])
+            if self.keep is not None:
+                self.keep(number, text)
         except Exception:  # as every handler of the standard library does: a log record must not fail a task
             self.handleError(record)

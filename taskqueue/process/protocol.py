@@ -4,7 +4,7 @@ A frame is kind, JSON and bytes.  Nothing that comes from a worker process is ev
 is no frame raises ValueError, and its sender is killed.
 
     carrier -> worker process   HELLO (and the shared memory), WORK, STOP
-    worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, LOG
+    worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, COMPLETING, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
     carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
 """
@@ -57,6 +57,7 @@ class Kind(enum.IntEnum):
     BROKER = 22
     PROGRESS = 23
     WORKED = 24
+    COMPLETING = 25
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

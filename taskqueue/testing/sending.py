@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from taskqueue.errors import Unsupported
 from taskqueue.outcome import (
     Done,
     Payload,
@@ -36,6 +37,11 @@ HEADERS: dict[str, object] = {
 
 class SendingContract:
     """Sentences about producers."""
+
+    def test_what_is_no_connection_of_a_caller_is_refused_saying_what_does_it(self, bench: Bench) -> None:
+        does = "expected a connection" if bench.broker.capabilities.transactions else "postgresql:// and sqlite:///"
+        with pytest.raises(Unsupported, match=does):
+            bench.broker.using(object())
 
     def test_send_stores_all_and_returns_their_ids_in_order(self, bench: Bench) -> None:
         sent = bench.send(*items(250))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
 from taskqueue.brokers.amqp.consumer import AMQPConsumer
 from taskqueue.brokers.amqp.dead import AMQPDeadLetters
 from taskqueue.brokers.amqp.link import Link, patiently
@@ -27,6 +27,9 @@ class AMQPBroker:
 
     def producer(self) -> Producer:
         return AMQPProducer(self._options)
+
+    def using(self, connection: object) -> Joined:
+        raise Unsupported("RabbitMQ is in no database; postgresql:// and sqlite:/// send in a transaction of yours")
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         consumer = AMQPConsumer(self._link, queue, reserve, SYSTEM)

@@ -204,6 +204,9 @@ class AMQPConsumer:
     async def report(self, underway: Sequence[Underway]) -> None:
         """It is no store."""
 
+    def ticket(self, delivery: Delivery) -> None:
+        return None
+
     def resize(self, reserve: int) -> None:
         self._reserve = reserve
         session = self._session

@@ -10,10 +10,11 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
 from taskqueue.brokers.memory.ends import Item, MemoryConsumer, MemoryDeadLetters, MemoryProducer
 from taskqueue.brokers.memory.records import MemoryStore, Records
 from taskqueue.clock import SYSTEM, Clock
+from taskqueue.errors import Unsupported
 from taskqueue.record import is_recorded
 from taskqueue.store import Store
 from taskqueue.workitem import DROPPED, Workitem
@@ -97,6 +98,9 @@ class MemoryBroker:
 
     def producer(self) -> Producer:
         return MemoryProducer(self)
+
+    def using(self, connection: object) -> Joined:
+        raise Unsupported("memory:// is in no database; postgresql:// and sqlite:/// send in a transaction of yours")
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         consumer = MemoryConsumer(self, queue)

@@ -122,6 +122,9 @@ class MemoryConsumer:
                 if one.delivery.tag in self._lent:
                     self._broker.records.started(one)
 
+    def ticket(self, delivery: Delivery) -> None:
+        return None
+
     def resize(self, reserve: int) -> None:
         pass
 

@@ -37,10 +37,29 @@ BEGIN
 END
 $$;
 
--- What programs of this project send by.  told: the queues whose carriers are woken up.
-CREATE FUNCTION @schema@.put(items json, bodies bytea, lanes json, sender text, told text[]) RETURNS void
+-- Which database this is: what no other one has, but for its standbys.  (A hosted server may keep its own number secret.)
+CREATE FUNCTION @schema@.identity() RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+DECLARE
+    server text := '';
+BEGIN
+    IF has_function_privilege('pg_control_system()', 'EXECUTE') THEN
+        server := (SELECT system_identifier FROM pg_control_system());
+    END IF;
+    RETURN server || '.' || (SELECT oid FROM pg_database WHERE datname = current_database());
+END
+$$;
+
+-- What programs of this project send by.  told: the queues whose carriers are woken up.  here: the identity of the
+-- database that is meant, where the connection is somebody else's.
+CREATE FUNCTION @schema@.put(
+    items json, bodies bytea, lanes json, sender text, told text[], here text DEFAULT NULL
+) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
+    IF here <> identity() THEN
+        RAISE EXCEPTION 'database % is not the one that the URL names', current_database() USING ERRCODE = 'TQ003';
+    END IF;
     PERFORM store(items, bodies, lanes, sender);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
@@ -140,6 +159,28 @@ BEGIN
 END
 $$;
 
+-- The same for many:  COPY taskqueue.outgoing (type, body, reference) FROM STDIN.  What is inserted here is sent.
+CREATE VIEW @schema@.outgoing AS
+    SELECT
+        NULL::text AS type, NULL::jsonb AS body, NULL::text AS reference, NULL::text AS id, NULL::integer AS priority,
+        NULL::interval AS delay, NULL::timestamptz AS due, NULL::interval AS expiration, NULL::jsonb AS headers,
+        NULL::text AS correlation_id, NULL::text AS reply_to
+    WHERE false;
+
+CREATE FUNCTION @schema@.send_outgoing() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    NEW.id := send(
+        NEW.type, NEW.body, NEW.reference, NEW.id, NEW.priority, NEW.delay, NEW.due, NEW.expiration, NEW.headers,
+        NEW.correlation_id, NEW.reply_to
+    );
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER send INSTEAD OF INSERT ON @schema@.outgoing
+    FOR EACH ROW EXECUTE FUNCTION @schema@.send_outgoing();
+
 CREATE FUNCTION @schema@.declare(queue text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
@@ -199,8 +240,9 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS
     DELETE FROM queues WHERE name = forget_replies.queue AND is_reply(name)
 $$;
 
--- Who may use the schema: the newest file that was applied, and the number that a program must know at least.
-CREATE FUNCTION @schema@.version(OUT newest integer, OUT needs integer)
+-- Who may use the schema: the newest file that was applied, and the number that a program must know at least; and
+-- where it is.
+CREATE FUNCTION @schema@.version(OUT newest integer, OUT needs integer, OUT here text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
-    SELECT max(number), max(needs) FROM versions
+    SELECT max(number), max(needs), identity() FROM versions
 $$;

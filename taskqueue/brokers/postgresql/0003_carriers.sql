@@ -37,7 +37,7 @@ BEGIN
                 result_type, story, running, results, result
             )
             SELECT
-                g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
+                g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
                 g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
                 coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
                 g.results, substr(bodies, g.at + 1, g.size)
@@ -308,12 +308,25 @@ BEGIN
 END
 $$;
 
--- Gives everything back that a carrier had, and forgets it.
+-- Gives everything back that a carrier had, and forgets it.  What a handler is about to end in a transaction of its own
+-- is left alone until that is over (see `complete`): nobody waits for it, and the carrier, of no use to itself any more,
+-- is buried again then.
 CREATE FUNCTION @schema@.bury(dead bigint) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    lent constant tid[] := ARRAY(SELECT ctid FROM workitems WHERE state = 2 AND carrier = dead);
+    free constant tid[] := ARRAY(
+        SELECT ctid FROM workitems WHERE ctid = ANY (lent) AND state = 2 AND carrier = dead FOR UPDATE SKIP LOCKED
+    );
+BEGIN
     UPDATE workitems SET state = 0, carrier = NULL, running = '', story = lost(story, running, attempt)
-        WHERE state = 2 AND carrier = dead;
-    DELETE FROM carriers WHERE id = dead
+        WHERE ctid = ANY (free);
+    IF cardinality(free) < cardinality(lent) THEN
+        UPDATE carriers SET term = -1 WHERE id = dead;
+    ELSE
+        DELETE FROM carriers WHERE id = dead;
+    END IF;
+END
 $$;
 
 CREATE FUNCTION @schema@.leave(me bigint, my_term bigint) RETURNS void
@@ -336,14 +349,16 @@ DECLARE
     buried json[] := '{}';
 BEGIN
     FOR dead IN
-        SELECT id, host, pid FROM carriers
+        SELECT id, host, pid, term FROM carriers
         WHERE id <> me AND (
-            id = ANY (known_dead)
+            term = -1
+            OR id = ANY (known_dead)
             OR greatest(renewed, pg_postmaster_start_time()) < now() - make_interval(secs => 2 * heartrate)
         )
         ORDER BY id FOR UPDATE SKIP LOCKED
     LOOP
         PERFORM bury(dead.id);
+        CONTINUE WHEN dead.term = -1 AND EXISTS (SELECT FROM carriers WHERE id = dead.id);
         buried := buried || json_build_array(dead.id, dead.host, dead.pid);
     END LOOP;
     IF cardinality(buried) = 0 THEN

@@ -1,6 +1,7 @@
 -- What is said of work while it runs, and what is asked about it: see the view `tasks`.
 
--- Writes down what runs: see `turn`.  Rows that have been moved by others are looked for, as in `settle`.
+-- Writes down what runs: see `turn`.  Rows that have been moved by others are looked for, as in `settle`.  Those that a
+-- handler is about to end in a transaction of its own are not waited for.
 CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -8,18 +9,23 @@ DECLARE
     found bigint[];
     more json[];
 BEGIN
-    WITH written AS (
-        UPDATE workitems w SET running = r.running
+    WITH free AS MATERIALIZED (
+        SELECT w.ctid AS place, r.running
         FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
-        WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 2 AND w.carrier = me
-        RETURNING w.seq, w.ctid AS place
+            JOIN workitems w ON w.ctid = r.place AND w.seq = r.seq
+        WHERE w.state = 2 AND w.carrier = me FOR UPDATE OF w SKIP LOCKED
+    ), written AS (
+        UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place RETURNING w.seq, w.ctid AS place
     )
     SELECT array_agg(json_build_array(seq, place)), array_agg(seq) INTO said, found FROM written;
     IF coalesce(cardinality(found), 0) < json_array_length(reports) THEN
-        WITH written AS (
-            UPDATE workitems w SET running = r.running
-            FROM json_to_recordset(reports) AS r (seq bigint, running text)
-            WHERE w.seq = r.seq AND w.state = 2 AND w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
+        WITH free AS MATERIALIZED (
+            SELECT w.ctid AS place, r.running
+            FROM json_to_recordset(reports) AS r (seq bigint, running text) JOIN workitems w ON w.seq = r.seq
+            WHERE w.state = 2 AND w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
+            FOR UPDATE OF w SKIP LOCKED
+        ), written AS (
+            UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place
             RETURNING w.seq, w.ctid AS place
         )
         SELECT array_agg(json_build_array(seq, place)) INTO more FROM written;

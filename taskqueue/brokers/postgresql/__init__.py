@@ -4,32 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
 from taskqueue.brokers.postgresql.consumer import PostgreSQLConsumer
 from taskqueue.brokers.postgresql.dead import PostgreSQLDeadLetters
 from taskqueue.brokers.postgresql.engine import Engine
+from taskqueue.brokers.postgresql.joined import PostgreSQLJoined, complete
+from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place, parse
 from taskqueue.brokers.postgresql.producer import PostgreSQLProducer
 from taskqueue.brokers.postgresql.store import PostgreSQLStore
 from taskqueue.clock import SYSTEM, Clock
+from taskqueue.joining import join
 from taskqueue.store import Store
 
-__all__ = ["PostgreSQLBroker", "open_broker"]
+__all__ = ["PostgreSQLBroker", "complete", "open_broker"]
 
 
 class PostgreSQLBroker:
     """All consumers share one connection and one lease; each producer has its own connection."""
 
     def __init__(self, place: Place, options: Options, clock: Clock = SYSTEM) -> None:
-        self.capabilities = Capabilities(several_hosts=True, priorities=True, store=True)
+        self.capabilities = Capabilities(several_hosts=True, priorities=True, store=True, transactions=True)
         self._place = place
         self._clock = clock
         self._options = options
         self._engine = Engine(place, clock)
         self._consumers: list[PostgreSQLConsumer] = []
+        self._identity = ""
 
     def producer(self) -> Producer:
         return PostgreSQLProducer(self._place, self._clock)
+
+    def using(self, connection: object) -> Joined:
+        return PostgreSQLJoined(self._place, self._clock, self._here, join(connection))
+
+    def _here(self, wrong: bool) -> str:
+        """The identity of the database; wrong: it has turned out to be another one, for it may have been restored."""
+        if wrong:
+            self._identity = ""
+        elif not self._identity:
+            line = Line(self._place)
+            with line.opened() as connection:
+                self._identity = line.call(connection, "version()")[2]
+            line.close()
+        return self._identity
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         consumer = PostgreSQLConsumer(self._engine, queue, reserve)

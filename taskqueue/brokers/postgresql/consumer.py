@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.postgresql.engine import Engine
@@ -16,10 +19,14 @@ from taskqueue.outcome import Release
 
 __all__ = ["PostgreSQLConsumer"]
 
+log = logging.getLogger(__name__)
+
 LARGE = 500  # deliveries that are settled in one statement
 WHOLE_EVERY = 1.0  # seconds between looks at the whole queue, for what lies before the marks
 WHOLE_SHARE = 10  # times as long as such a look took there is no next one: beside an old transaction it is slow
 TOGETHER = 0.005  # seconds that a claim waits for something to settle along with it
+HELD_LEAST, HELD_MOST = 0.005, 1.0  # seconds between looks for a handler's own transaction to end
+WARN_AFTER = 10.0  # seconds of such looks
 CLOSE_WITHIN = 5.0  # seconds that closing waits for a database that is away
 
 
@@ -84,6 +91,7 @@ class PostgreSQLConsumer:
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         taken: list[tuple[Ended, Row]] = []
         mine = []
+        over = {item.delivery.tag for item in ended if item.completing and await self._over(item.delivery)}
         for item in ended:
             delivery = item.delivery
             entry = self._lent.get(delivery.tag)
@@ -91,11 +99,36 @@ class PostgreSQLConsumer:
             mine.append(held)
             if entry is not None and held:
                 del self._lent[delivery.tag]
-                taken.append((item, entry[1]))
+                if delivery.tag not in over:
+                    taken.append((item, entry[1]))
+        if over:
+            self._look()
         if not taken:
             return mine
         counted = await asyncio.shield(self._settle(taken))
+        counted = counted | over
         return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
+
+    async def _over(self, delivery: Delivery) -> bool:
+        """Whether its handler's own transaction has ended it; waits for that, where it goes on."""
+        begun = asyncio.get_running_loop().time()
+        for turn in itertools.count():
+            entry = self._lent.get(delivery.tag)
+            if delivery.lease.lost or entry is None or entry[0] is not delivery:
+                return False
+            found = await self._engine.whether_over(entry[1])
+            if found in ("over", "open"):
+                return found == "over"
+            waited = asyncio.get_running_loop().time() - begun
+            if turn and waited > WARN_AFTER:
+                begun += waited
+                log.warning("workitem %s: its handler has ended, and its own transaction has not", entry[1].stored_id)
+            await asyncio.sleep(min(HELD_MOST, HELD_LEAST * 2 ** min(turn, 16)))
+        raise AssertionError("unreachable")
+
+    def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
+        entry = self._lent.get(delivery.tag)
+        return None if entry is None else self._engine.ticket(entry[1])
 
     def _settle(self, taken: list[tuple[Ended, Row]]) -> asyncio.Future[set[int]]:
         settling = _Settling(taken, asyncio.get_running_loop().create_future())

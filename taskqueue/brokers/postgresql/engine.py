@@ -174,6 +174,26 @@ class Engine:
                 member.rung(queue)
         return found
 
+    def ticket(self, row: Row) -> dict[str, Any]:
+        """What a handler needs to end what it was lent: see `joined.complete`."""
+        return {
+            "broker": "postgresql",
+            "schema": self._link.place.schema,
+            "notify": self._link.place.notify,
+            "carrier": self._link.carrier,
+            "lease": self._link.term >> 32,
+            "seq": row.seq,
+            "story": row.story,
+        }
+
+    async def whether_over(self, row: Row) -> str:
+        """What became of what its handler may have ended: `over`, `open`, or something that is not yet known."""
+        lease = self._link.carrier, self._link.term
+        found = await self.call("whether_over", *lease, row.seq, row.stored_id)
+        if found is None and lease == (self._link.carrier, self._link.term):
+            self._link.lose("the database says so")
+        return found or "lost"
+
     async def call(self, function: str, *arguments: object) -> Any:
         """What a function of the schema returns; an outage is waited out."""
         self._start()

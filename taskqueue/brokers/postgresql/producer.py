@@ -12,15 +12,17 @@ import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import REPLIES, Parcel, unpack, usable
+from taskqueue.brokers.postgresql.rows import COPIED, REPLIES, Parcel, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
 from taskqueue.clock import Clock
 from taskqueue.errors import SendFailed
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["PostgreSQLProducer"]
+__all__ = ["PostgreSQLProducer", "addressed", "parcels"]
 
+_MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
+COPY_FROM = 200  # workitems in a call for which COPY pays
 CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
 CHUNK_BYTES = 64 * 1024 * 1024
 
@@ -34,6 +36,7 @@ class PostgreSQLProducer:
         self._sending = Line(place)
         self._waiting = Line(place)
         self._sender = ""
+        self._copies: bool | None = None  # whether the role may; None: it was not asked yet
         self._reply_queue = ""
         self._replies: deque[Workitem] = deque()
 
@@ -42,10 +45,7 @@ class PostgreSQLProducer:
         if reply:
             reply_to = self._listen()
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
-        items = [(queue or worker_queue(workitem.type), workitem) for workitem in named]
-        refused = tuple(workitem.id for name, workitem in items if not usable(name))
-        if refused:
-            raise SendFailed("expected names of queues with up to 255 characters, none of them NUL", refused)
+        items = addressed(named, queue)
         if items:
             self._put(items)
         return [workitem.id for workitem in named]
@@ -54,17 +54,42 @@ class PostgreSQLProducer:
         with self._sending.opened() as connection:
             if self._sending.fresh:
                 self._sender, self._sending.fresh = sender(), False
-            parcels = _parcels(items, self._clock.wall())
-            if len(parcels) > 1:  # all of them, or none
+                self._copies = None
+            todo = parcels(items, self._clock.wall())
+            if len(items) >= COPY_FROM and self._copy(connection, todo):
+                return
+            if len(todo) > 1:  # all of them, or none
                 with Translated(self._place), connection.transaction():
-                    for parcel in parcels:
+                    for parcel in todo:
                         self._put_all(connection, parcel)
             elif len(items) > 1:
-                self._put_all(connection, parcels[0])
+                self._put_all(connection, todo[0])
             else:
-                item, body = parcels[0].only()
+                item, body = todo[0].only()
                 tell = self._place.notify
                 self._sending.do(connection, "put_one(%s, %b, %s, %s)", item, body, self._sender, tell)
+
+    def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel]) -> bool:
+        """Send all by COPY, a quarter or more faster; False where the role may not, or there is more to say of some."""
+        copied = [text for parcel in todo if (text := parcel.copied(self._sender)) is not None]
+        if len(copied) < len(todo) or not self._may_copy(connection):
+            return False
+        schema = self._place.schema
+        with Translated(self._place), connection.transaction(), connection.cursor() as cursor:
+            for parcel in todo:
+                told = sorted(parcel.told) if self._place.notify else []
+                self._sending.call(connection, "put(NULL, NULL, %s, NULL, %s)", parcel.lanes(), told)
+            with cursor.copy(f'COPY "{schema}".workitems ({COPIED}) FROM STDIN'.encode()) as copy:
+                for text in copied:
+                    copy.write(text)
+        return True
+
+    def _may_copy(self, connection: psycopg.Connection) -> bool:
+        if self._copies is None:
+            with Translated(self._place):
+                table = f'"{self._place.schema}".workitems'
+                self._copies = (connection.execute(_MAY_COPY, (table, COPIED)).fetchone() or (False,))[0]
+        return bool(self._copies)
 
     def _put_all(self, connection: psycopg.Connection, parcel: Parcel) -> None:
         _, _, sends, bodies, lanes = parcel.texts()
@@ -103,13 +128,23 @@ class PostgreSQLProducer:
         self._waiting.close()
 
 
-def _parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
-    parcels = [Parcel(now)]
+def addressed(workitems: Sequence[Workitem], queue: str) -> list[tuple[str, Workitem]]:
+    """Each with the queue that it goes to: `queue`, or that of its type.  Raises SendFailed."""
+    items = [(queue or worker_queue(workitem.type), workitem) for workitem in workitems]
+    refused = tuple(workitem.id for name, workitem in items if not usable(name))
+    if refused:
+        raise SendFailed("expected names of queues with up to 255 characters, none of them NUL", refused)
+    return items
+
+
+def parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
+    """One for each statement that sends them."""
+    found = [Parcel(now)]
     size = 0
     for queue, workitem in items:
-        if len(parcels[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
-            parcels.append(Parcel(now))
+        if len(found[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
+            found.append(Parcel(now))
             size = 0
-        parcels[-1].send(queue, workitem)
+        found[-1].send(queue, workitem)
         size += len(workitem.body)
-    return parcels
+    return found

@@ -18,7 +18,7 @@ from taskqueue.record import Progress, Run, results_queue
 from taskqueue.story import told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
-__all__ = ["ENDED", "REPLIES", "Parcel", "Row", "array", "clean", "stored_id", "unpack", "usable"]
+__all__ = ["COPIED", "ENDED", "REPLIES", "Parcel", "Row", "array", "clean", "stored_id", "unpack", "usable"]
 
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
@@ -32,6 +32,11 @@ MAX_SECONDS = 100 * 365 * 86400.0
 MAX_INTEGER = (1 << 31) - 1
 _KEPT = ("id", "type", "reference", "content_type")
 
+COPIED = "queue, id, type, content_type, properties, priority, sender, reference, body"
+"""The columns that `Parcel.copied` has values for."""
+
+_SAID_BY_COPY = frozenset(("queue", "id", "type", "content_type", "properties", "priority", "reference", "at", "size"))
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -65,7 +70,7 @@ class Parcel:
         self.now = now
         self.ends: list[dict[str, object]] = []
         self.releases: list[dict[str, object]] = []
-        self.sends: list[dict[str, object]] = []
+        self.sends: list[dict[str, Any]] = []
         self.reports: list[dict[str, object]] = []
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
@@ -171,15 +176,39 @@ class Parcel:
         """The one workitem that is sent, as the database's function takes it, and its body."""
         return _encode(self.sends[0]), self._bodies[0]
 
+    def copied(self, sender: str) -> str | None:
+        """All that is sent, in COPY's text format; None where the columns COPIED can't say something of it."""
+        if not all(item.keys() <= _SAID_BY_COPY for item in self.sends):
+            return None
+        bodies, lines = b"".join(self._bodies).hex(), []
+        for item in self.sends:
+            texts = (
+                item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
+                str(item.get("priority", 0)), sender, item["reference"],
+            )  # fmt: skip
+            line = "\t".join(texts)
+            if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(texts):
+                line = "\t".join(text.translate(_ESCAPES) for text in texts)
+            if not item["reference"]:
+                line += r"\N"
+            at, end = 2 * item["at"], 2 * (item["at"] + item["size"])
+            lines.append(f"{line}\t\\\\x{bodies[at:end]}\n")
+        return "".join(lines)
+
+    def lanes(self) -> str:
+        """The queues and priorities that are sent to, as the database's functions take them."""
+        return _encode(
+            [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
+        )
+
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
         """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
-        lanes = [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
         return (
             _encode(self.ends) if self.ends else None,
             _encode(self.releases) if self.releases else None,
             _encode(self.sends) if self.sends else None,
             b"".join(self._bodies),
-            _encode(lanes) if lanes else None,
+            self.lanes() if self._lanes else None,
         )
 
 

@@ -14,11 +14,25 @@ import psycopg
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.errors import BrokerError, BrokerUnavailable
 
-__all__ = ["LeaseLost", "SchemaError", "Translated", "connect", "connect_async", "migrations", "newest"]
+__all__ = [
+    "DENIED",
+    "LEASE",
+    "MISSING",
+    "LeaseLost",
+    "SchemaError",
+    "Translated",
+    "connect",
+    "connect_async",
+    "migrations",
+    "newest",
+]
 
-_MISSING = ("3F000", "42P01", "42883")  # no such schema, table, function
-_DENIED = "42501"
-_LEASE = "TQ001"
+MISSING = ("3F000", "42P01", "42883")
+"""The SQLSTATEs of: no such schema, table, function."""
+DENIED = "42501"
+"""The SQLSTATE of a right that is lacking."""
+LEASE = "TQ001"
+"""The SQLSTATE of a lease that is lost."""
 _POOLED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 _PASSING = (
     psycopg.OperationalError,
@@ -141,14 +155,14 @@ class Translated:
 def _translate(place: Place, error: psycopg.Error) -> BrokerError:
     text = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
     where, schema, state = place.shown, place.schema, error.sqlstate
-    if state == _LEASE:
+    if state == LEASE:
         return LeaseLost(f"{where}: {text}")
-    if state in _MISSING and schema in text:
+    if state in MISSING and schema in text:
         return SchemaError(
             f"{where}: there is no usable schema {schema} ({text}): "
             "run taskqueue setup-db, or taskqueue setup-db --upgrade where an older one is there"
         )
-    if state == _DENIED:
+    if state == DENIED:
         return BrokerError(f"{where}: {text}: this role lacks the rights that docs/postgresql.md grants")
     if isinstance(error, _POOLED):
         return BrokerUnavailable(f"{where}: {text}: behind a pooler in transaction mode, say ?notify=off")

@@ -6,25 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Options, Producer
+from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.consumer import SQLiteConsumer
 from taskqueue.brokers.sqlite.dead import SQLiteDeadLetters
 from taskqueue.brokers.sqlite.engine import Engine
+from taskqueue.brokers.sqlite.joined import SQLiteJoined, complete
 from taskqueue.brokers.sqlite.producer import SQLiteProducer
 from taskqueue.brokers.sqlite.store import SQLiteStore
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.errors import BrokerError
+from taskqueue.joining import join
 from taskqueue.store import Store
 
-__all__ = ["SQLiteBroker", "open_broker"]
+__all__ = ["SQLiteBroker", "complete", "open_broker"]
 
 
 class SQLiteBroker:
     """All consumers share one connection, in a thread of its own; each producer has one."""
 
     def __init__(self, path: Path, options: Options, *, synchronous: str = "full", clock: Clock = SYSTEM) -> None:
-        self.capabilities = Capabilities(several_hosts=False, priorities=True, store=True)
+        self.capabilities = Capabilities(several_hosts=False, priorities=True, store=True, transactions=True)
         self._path = path
         self._options = options
         self._synchronous = synchronous
@@ -34,6 +36,9 @@ class SQLiteBroker:
 
     def producer(self) -> Producer:
         return SQLiteProducer(self._path, self._synchronous, self._clock)
+
+    def using(self, connection: object) -> Joined:
+        return SQLiteJoined(self._path, self._clock, join(connection))
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
         consumer = SQLiteConsumer(self._engine, queue, reserve)

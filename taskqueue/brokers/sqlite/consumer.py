@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.brokers.sqlite.history import Ending, ending
-from taskqueue.brokers.sqlite.outbox import Outbox
+from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
 from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
 from taskqueue.story import told
@@ -93,8 +94,37 @@ class SQLiteConsumer:
                 todo[delivery.tag] = ending(item, self._lives.get(delivery.tag), now)
         if not todo:
             return mine
+        completing = {item.delivery.tag: item for item in ended if item.completing and item.delivery.tag in todo}
         counted = await self._write_and_claim(todo)
+        if completing:
+            counted |= await self._over(completing.keys() - counted, ended)
         return [held and item.delivery.tag in counted for held, item in zip(mine, ended, strict=True)]
+
+    async def _over(self, tags: Set[int], ended: Sequence[Ended]) -> set[int]:
+        """Those that are over: their handlers' own transactions have ended them.  Now those who wait can be told."""
+
+        def work(connection: sqlite3.Connection, outbox: Outbox) -> set[int]:
+            if not queues.is_carrier(connection, self._engine.carrier):
+                return set()
+            over = {tag for tag in tags if not queues.is_there(connection, tag)}
+            if over:
+                outbox.told.update({ENDED, *(item.rules.results_routing_key for item in ended)} - {""})
+                outbox.told.update({item.delivery.workitem.reply_to for item in ended} - {""})
+            return over
+
+        return await self._engine.write(work, begin=lambda: (1, False)) if tags else set()
+
+    def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
+        life = self._lives.get(delivery.tag)
+        if life is None:
+            return None
+        return {
+            "broker": "sqlite",
+            "file": str(self._engine.path),
+            "carrier": self._engine.carrier,
+            "seq": delivery.tag,
+            "life": life,
+        }
 
     async def _write_and_claim(self, todo: dict[int, Ending]) -> set[int]:
         """End deliveries, and lend as many as there is room for then; the tags that counted."""

@@ -24,6 +24,8 @@ __all__ = [
     "end",
     "exists",
     "forget",
+    "is_carrier",
+    "is_there",
     "next_due",
     "numbers",
     "ready",
@@ -53,6 +55,16 @@ def declare(connection: sqlite3.Connection, queue: str) -> bool:
 def exists(connection: sqlite3.Connection, queue: str) -> bool:
     """Whether there is such a queue."""
     return connection.execute("SELECT 1 FROM queues WHERE name = ?", (queue,)).fetchone() is not None
+
+
+def is_carrier(connection: sqlite3.Connection, carrier: int) -> bool:
+    """Whether `carrier` has not been taken for dead."""
+    return connection.execute("SELECT 1 FROM carriers WHERE id = ?", (carrier,)).fetchone() is not None
+
+
+def is_there(connection: sqlite3.Connection, number: int) -> bool:
+    """Whether a workitem still has this number."""
+    return connection.execute("SELECT 1 FROM workitems WHERE seq = ?", (number,)).fetchone() is not None
 
 
 def forget(connection: sqlite3.Connection, queue: str) -> None:
