@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from taskqueue.brokers.amqp.settling import Session
-from taskqueue.brokers.memory import _MemoryConsumer
+from taskqueue.brokers.memory.ends import MemoryConsumer
 
 FAILS = (
     "test_amqp_faults.py::test_an_answer_whose_channel_is_gone_is_discarded",
     "test_broker_memory.py::TestMemory::test_a_late_answer_loses",
 )
 
-settle = _MemoryConsumer._settle
+settle = MemoryConsumer._settle
 
 
 def any_tag(self, ended):
@@ -20,4 +20,4 @@ def any_tag(self, ended):
 
 
 Session.claim = lambda self, delivery: True
-_MemoryConsumer._settle = any_tag
+MemoryConsumer._settle = any_tag
