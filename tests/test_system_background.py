@@ -148,7 +148,8 @@ def test_no_process_of_a_daemon_holds_the_terminal_and_each_has_its_three_stream
     go into whatever file or socket has their numbers.
     """
     with background(system, "workerpool", system.config(ECHO)) as daemon:
-        for pid in (daemon.pid, *daemon.carriers, *daemon.workers):
+        shown = daemon.carriers if os.geteuid() == 0 else ()  # one that holds a password hides what it has open
+        for pid in (daemon.pid, *shown, *daemon.workers):
             for number in range(3):
                 assert str(Path(f"/proc/{pid}/fd/{number}").readlink()) == os.devnull
         files = [str(path.readlink()) for path in Path(f"/proc/{daemon.pid}/fd").iterdir()]
