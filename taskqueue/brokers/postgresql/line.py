@@ -35,6 +35,7 @@ class Line:
         self._using = threading.Lock()
         self._pid = 0
         self._connection: psycopg.Connection | None = None
+        self._cursor: psycopg.Cursor | None = None
         self._parents: list[psycopg.Connection] = []
 
     @property
@@ -70,10 +71,13 @@ class Line:
             text = f'SELECT * FROM "{self._place.schema}".{call}'.encode()
             return connection.execute(text, arguments, binary=True).fetchall()
 
-    def do(self, connection: psycopg.Connection, call: str, *arguments: object) -> None:
-        """Call a function of the schema that returns nothing: in less time than one that returns columns."""
+    def do(self, connection: psycopg.Connection, statement: str, *arguments: object) -> None:
+        """Execute a statement of which nothing is to be known; {}: the schema, {name}: its name as a string."""
+        schema = self._place.schema
         with Translated(self._place):
-            connection.execute(f'SELECT "{self._place.schema}".{call}'.encode(), arguments, binary=True)
+            if self._cursor is None or self._cursor.connection is not connection:
+                self._cursor = connection.cursor()  # made once: it costs a quarter of what it does
+            self._cursor.execute(statement.format(f'"{schema}"', name=f"'{schema}'").encode(), arguments)
 
     def listen(self, connection: psycopg.Connection) -> None:
         """Have notifications come over this connection, where the place has any."""

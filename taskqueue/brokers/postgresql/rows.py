@@ -176,9 +176,27 @@ class Parcel:
         """The one workitem that is sent, as the database's function takes it, and its body."""
         return _encode(self.sends[0]), self._bodies[0]
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether the columns COPIED can say all of it."""
+        return all(item.keys() <= _SAID_BY_COPY for item in self.sends)
+
+    def columns(self, sender: str) -> tuple[object, ...]:
+        """The values of COPIED for the one workitem that is sent."""
+        item = self.sends[0]
+        return (
+            item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
+            item.get("priority", 0), sender, item["reference"] or None, self._bodies[0],
+        )  # fmt: skip
+
+    @property
+    def lanes_sent_to(self) -> set[tuple[str, object]]:
+        """The queues and priorities that are sent to."""
+        return set(self._lanes)
+
     def copied(self, sender: str) -> str | None:
         """All that is sent, in COPY's text format; None where the columns COPIED can't say something of it."""
-        if not all(item.keys() <= _SAID_BY_COPY for item in self.sends):
+        if not self.is_copied:
             return None
         bodies, lines = b"".join(self._bodies).hex(), []
         for item in self.sends:
