@@ -21,6 +21,8 @@ from embedded import drain, run, send
 from taskqueue.broker import Broker, Ended, Options, connect
 from taskqueue.brokers.sqlite import SQLiteBroker, open_broker
 from taskqueue.brokers.sqlite.database import Database
+from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
+from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.record import Run
@@ -210,6 +212,16 @@ def test_a_sender_hears_where_what_it_sent_could_not_be_made_safe(url: str, monk
     with pytest.raises(BrokerError, match=r"queue\.db: Input/output error"):
         producer.send([Workitem(body=b"2", type="t")])
     producer.close()
+
+
+def test_a_transaction_rings_for_the_results_that_stay_in_records() -> None:
+    outbox = Outbox()
+    columns = len(ENDED_COLUMNS.split(","))
+
+    outbox.record([(None,) * columns])
+    assert outbox.told == {ENDED}
+    outbox.record([(*(None,) * (columns - 1), "results")])
+    assert outbox.told == {ENDED, "results"}
 
 
 @pytest.mark.parametrize("run", [None, RUN], ids=["sent", "in records"])

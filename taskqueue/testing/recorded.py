@@ -62,7 +62,7 @@ class RecordedResultsContract:
         assert [id for id in found if id != "1"] == ["2", "0", "3"]
         assert sorted(found) == ["0", "1", "2", "3"]
 
-    def test_whoever_waits_for_results_is_woken_up(self, bench: Bench) -> None:
+    def test_whoever_waits_for_results_gets_them(self, bench: Bench) -> None:
         bench.send(item(id="1"))
 
         async def test() -> str:
