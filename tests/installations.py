@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 TOP = Path(__file__).resolve().parent.parent
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 OLDEST_PYTHON = (3, 11)
-EXTRAS = ("", "postgresql")
+EXTRAS = ("postgresql",)
 BUILD = """\
 import sys
 from setuptools import build_meta
@@ -96,13 +96,16 @@ def usable_python() -> Path:
 
 def run_time_dependencies(project: str) -> Iterator[metadata.Distribution]:
     """Yield what `project` and its EXTRAS need at run time, but not on Windows, with what that needs in turn."""
-    waiting, seen = [project], {project}
+    waiting: list[tuple[str, Iterable[str]]] = [(project, EXTRAS)]
+    seen = {project}
     while waiting:
-        for requirement in map(Requirement, metadata.distribution(waiting.pop()).requires or ()):
-            needed = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in EXTRAS)
+        name, extras = waiting.pop()
+        for requirement in map(Requirement, metadata.distribution(name).requires or ()):
+            marker = requirement.marker
+            needed = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
             if needed and requirement.name not in seen:
                 seen.add(requirement.name)
-                waiting.append(requirement.name)
+                waiting.append((requirement.name, requirement.extras))
                 yield metadata.distribution(requirement.name)
 
 
