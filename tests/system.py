@@ -316,17 +316,17 @@ class System:
         self.publish_all(queue, [(body, properties) for body in bodies])
 
     def publish_all(self, queue: str, messages: Sequence[tuple[str | bytes, Mapping[str, Any]]]) -> None:
-        """Publish bodies with their properties.  All are in the queue when this returns."""
+        """Publish bodies with their properties.  All are in the queue when this returns.
+
+        With confirms: a quorum queue that has just been made may refuse what is published to it; without, it is lost.
+        """
         self.wait_queue(queue)
         channel = self.connection.channel()
-        returned: list[Any] = []
-        channel.add_on_return_callback(lambda *message: returned.append(message))
+        channel.confirm_delivery()
         for body, properties in messages:
             raw = body.encode() if isinstance(body, str) else body
             own = pika.BasicProperties(**{"content_type": "text/plain", "delivery_mode": 2, **properties})
-            channel.basic_publish("", queue, raw, own, mandatory=True)
-        channel.queue_declare(queue, passive=True)  # answered after everything before it
-        assert not returned
+            until(lambda raw=raw, own=own: _taken(channel, queue, raw, own), f"{queue} takes a message")  # type: ignore[misc]
         channel.close()
 
     def collect(self, queue: str, count: int, *, timeout: float = PATIENCE) -> list[Message]:
@@ -350,3 +350,11 @@ class System:
     def dead_letters(self, count: int, *, timeout: float = PATIENCE) -> list[Message]:
         """Take `count` dead letters."""
         return self.collect("taskqueue.dead", count, timeout=timeout)
+
+
+def _taken(channel: Any, queue: str, body: bytes, properties: pika.BasicProperties) -> bool:
+    try:
+        channel.basic_publish("", queue, body, properties, mandatory=True)
+    except pika.exceptions.NackError:
+        return False
+    return True
