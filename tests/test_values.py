@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -79,6 +81,12 @@ class Secretive:
 
 class Basket(TypedDict):
     point: Point
+
+
+class DiskFull(OSError):
+    def __init__(self, place: str) -> None:
+        super().__init__(28, "full", place)
+        self.place = place
 
 
 class Text(str):
@@ -158,12 +166,12 @@ def test_the_place_of_what_can_not_be_sent_is_shown_in_one_short_line() -> None:
     assert len(caught.value.detail) < 300
 
 
+@pytest.mark.parametrize("innermost", [None, Decimal(1)])
 @pytest.mark.parametrize("deep", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {1: inner}, Price])
-def test_values_nest_no_deeper_than_they_can_be_read(deep: Callable[[object], object]) -> None:
-    value: object = Decimal(1)
-    readable: object = None
+def test_values_nest_no_deeper_than_they_can_be_read(deep: Callable[[object], object], innermost: object) -> None:
+    value = readable = innermost
     with pytest.raises(FormatError) as caught:
-        for _ in range(MAX_DEPTH + 1):
+        for _ in range(MAX_DEPTH + 2):
             payload = sent(value)
             readable, value = value, deep(value)
 
@@ -184,16 +192,21 @@ def test_what_contains_itself_is_refused_by_any_way() -> None:
             encode(value, what="the result")
 
 
-def test_a_caller_deep_in_the_stack_gets_a_format_error_too() -> None:
-    value: object = ()
-    for _ in range(50):
-        value = (value,)
+@pytest.mark.parametrize("innermost", [None, Decimal(1)])
+@pytest.mark.parametrize("deep", [lambda inner: [inner], lambda inner: (inner,)])
+def test_a_caller_deep_in_the_stack_gets_a_format_error_too(
+    deep: Callable[[object], object], innermost: object
+) -> None:
+    value = innermost
+    for _ in range(90):
+        value = deep(value)
 
     def deeper(levels: int) -> object:
         return deeper(levels - 1) if levels else encode(value, what="the result")
 
+    deeper(100)
     with pytest.raises(FormatError, match="nested deeper"):
-        for levels in range(800, sys.getrecursionlimit()):
+        for levels in range(500, sys.getrecursionlimit()):
             deeper(levels)
 
 
@@ -329,12 +342,14 @@ except FormatError as error:
         (b"1 2", MEDIA, "not JSON: Extra data"),
         (b"[NaN]", MEDIA, "not JSON: NaN"),
         (b"[" * 100_000, MEDIA, "nested deeper than 200"),
+        (b"[" * 201 + b"]" * 201, MEDIA, "nested deeper than 200"),
         (b"1" * 5000, MEDIA, "too many digits"),
         (b'{"$nonsense": 1}', MEDIA, r"unknown marker '\$nonsense'"),
         (b'{"\\u0024nonsense": 1}', MEDIA, r"unknown marker '\$nonsense'"),
         (b'{"$tuple": 1}', MEDIA, "list expected in a marker, not int"),
         (b'{"$dict": [[1]]}', MEDIA, "two elements expected"),
         (b'{"$int": "1_0"}', MEDIA, "not hexadecimal"),
+        (b'{"$bytes": "A?A="}', MEDIA, "base64"),
         (b'{"$datetime": {"fold": 1}}', MEDIA, "KeyError: 'at'"),
         (b'{"$datetime": {"at": "2024-01-01", "zone": "../../../etc/passwd"}}', MEDIA, "not installed here"),
     ],
@@ -357,39 +372,37 @@ def test_the_content_type_is_read_as_content_types_are() -> None:
 # --- classes ---
 
 
-def test_a_payload_never_causes_an_import() -> None:
-    code = """
-import sys
-from taskqueue.errors import FormatError
-from taskqueue.formats.values import MEDIA, decode
-from taskqueue.outcome import Payload
-before = set(sys.modules)
-for text in (
-    '{"$enum": ["this.Colour", "RED"]}',
-    '{"$dataclass": ["this.Price", {}]}',
-    '{"$namedtuple": ["this.Point", [1]]}',
-    '{"$exception": {"class": "this.Error", "message": "", "args": [], "attributes": {}}}',
-    '{"$datetime": {"at": "2024-01-01", "zone": "Mars/Olympus"}}',
-    '{"$datetime": {"at": "2024-01-01", "zone": "tzdata"}}',
-):
-    try:
-        print(decode(Payload(text.encode(), MEDIA)))
-    except FormatError as error:
-        print(error)
-print(sorted(set(sys.modules) - before))
-"""
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The names of what is imported, while a package `imported` could be: as a module, and as a time zone."""
+    for package in ("imported", "tzdata/zoneinfo/imported"):
+        (tmp_path / package).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield before
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.splitlines() == [
-        "the class 'this.Colour' is not named by who reads this",
-        "the class 'this.Price' is not named by who reads this",
-        "(1,)",
-        "this.Error: ",
-        "the time zone 'Mars/Olympus' is not installed here (tzdata of the system)",
-        "the time zone 'tzdata' is not installed here (tzdata of the system)",
-        "[]",
-    ]
+def test_a_payload_never_causes_an_import(importable: set[str]) -> None:
+    for text in (
+        '{"$enum": ["imported.Colour", "RED"]}',
+        '{"$dataclass": ["imported.Price", {}]}',
+        '{"$namedtuple": ["imported.Point", [1]]}',
+        '{"$exception": {"class": "imported.Error", "message": "", "args": [], "attributes": {}}}',
+    ):
+        with suppress(FormatError):
+            decode(marked(text))
+
+        assert set(sys.modules) == importable
+
+
+def test_a_time_zone_that_is_not_there_is_not_imported(importable: set[str]) -> None:
+    for zone in ("imported", "imported/Zone"):
+        with pytest.raises(FormatError, match=f"the time zone '{zone}' is not installed here"):
+            decode(marked(json.dumps({"$datetime": {"at": "2024-01-01", "zone": zone}})))
+
+    assert set(sys.modules) == importable
 
 
 @pytest.mark.parametrize(
@@ -419,6 +432,26 @@ def test_an_exception_of_a_payload_is_none_of_another_class() -> None:
         assert isinstance(error, ForeignError)
         assert (error.class_name, error.message, error.args) == (name, "gone", ("rm -rf",))
         assert str(error) == f"{name}: gone"
+
+
+def test_an_exception_has_what_its_class_makes_of_its_arguments() -> None:
+    full = decode(sent(DiskFull("/srv")), classes=classes_of(DiskFull))
+    undecodable = decode(sent(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why")))
+
+    assert isinstance(full, DiskFull)
+    assert (full.errno, full.strerror, full.filename, full.place) == (28, "full", "/srv", "/srv")
+    assert isinstance(undecodable, UnicodeDecodeError)
+    assert str(undecodable) == "'utf-8' codec can't decode byte 0xff in position 0: why"
+
+
+def test_an_exception_that_nobody_names_can_be_pickled() -> None:
+    error = ForeignError("shop.Declined", "declined: 7", (7,))
+    error.add_note("by the bank")
+
+    back = pickle.loads(pickle.dumps(error))
+
+    assert (str(back), back.args, back.class_name) == ("shop.Declined: declined: 7", (7,), "shop.Declined")
+    assert back.__notes__ == ["by the bank"]
 
 
 def test_a_dataclass_comes_back_as_it_was_whatever_its_constructor_makes_of_its_arguments() -> None:
