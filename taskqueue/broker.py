@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from taskqueue.depending import Input
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Outcome, Rules
 from taskqueue.record import Progress, Run
@@ -24,6 +25,7 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "Ended",
+    "Input",
     "Joined",
     "Lease",
     "Options",
@@ -77,13 +79,17 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
-    """One workitem, lent.  `tag` is the broker's own name for it."""
+    """One workitem, lent.  `tag` is the broker's own name for it.
+
+    inputs: how those have ended that it depends on, in the order of `Workitem.after`.
+    """
 
     workitem: Workitem
     queue: str
     tag: Any
     lease: Lease
     redelivered: bool = False
+    inputs: tuple[Input, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -104,15 +110,25 @@ class Ended(NamedTuple):
 class Producer(Protocol):
     """The end of a broker that takes workitems.  May be used from any thread."""
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         """Store `workitems` and return their ids, in order.
 
         queue: where to; empty: the queue of each workitem's type.  A queue that does not exist is made.
         reply: their results come back through `next_reply` of this producer.
+        unique: none of their ids may be that of a workitem which has not ended.
+
+        One that depends on others (`after`) is lent once all of these have ended, in whatever way; what has ended
+        before counts at once.  With the header `on_error` = `fail`, the default, it ends `failed` as soon as one of
+        them ended otherwise than succeeded, or its result is not kept: without having run, and without a dead letter;
+        with `pass` it runs in any case.
 
         Returns after the broker's word that all are stored.  Raises SendFailed with the ids of those that it
         did not take, BrokerUnavailable where it can't be reached (some may be stored; sending again is safe
-        only for work that may run twice).
+        only for work that may run twice).  A store raises, and has stored nothing then: DuplicateTask for `unique`;
+        UnknownTask where `after` has an id that never was sent, nor comes earlier in the same call, or is not kept any
+        more.  Other brokers raise Unsupported for both.
         """
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:
@@ -128,7 +144,8 @@ class Joined(Protocol):
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
         """Store `workitems` with that transaction, or not at all, and return their ids, in order.
 
-        What the caller's driver raises goes through as it is; else as Producer.send.
+        What the caller's driver raises goes through as it is; else as Producer.send.  Raises Unsupported for what
+        depends on others.
         """
 
 

@@ -8,6 +8,7 @@
     ├── FormatError              bytes are not a workitem; never retried
     ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
     ├── UnknownTask              no workitem has this id, or it is not kept any more
+    ├── DuplicateTask            a workitem with this id has not ended yet
     ├── TaskFailure              it ran and failed, or was given up; has the error and the remote traceback
     │   └── TaskExpired          it succeeded, and its result is not kept
     ├── ResultTimeout            it has not ended in the time that was given
@@ -25,6 +26,7 @@ __all__ = [
     "BrokerUnavailable",
     "ConfigError",
     "DeliveryLost",
+    "DuplicateTask",
     "FormatError",
     "PluginError",
     "ResultTimeout",
@@ -82,6 +84,17 @@ class UnknownTask(TaskQueueError):
     def __init__(self, id: str) -> None:
         self.id = id
         super().__init__(f"no workitem {id}: it was never sent here, or it is not kept any more")
+
+
+class DuplicateTask(TaskQueueError):
+    """A workitem with the id `id` has not ended yet; nothing was sent."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"workitem {self.id} was sent before, and has not ended yet; nothing was sent"
 
 
 class TaskFailure(TaskQueueError):

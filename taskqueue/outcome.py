@@ -27,7 +27,9 @@ __all__ = [
     "Send",
     "TimedOut",
     "effects",
+    "ignores_result",
     "result_message",
+    "unmet",
 ]
 
 Reason = Literal[
@@ -201,6 +203,19 @@ def effects(
             assert_never(outcome)
 
 
+def unmet(workitem: Workitem, cause: str) -> Effects:
+    """What is stored when `workitem` ends without having run, because of what it depends on: no dead letter.
+
+    cause: why, as `taskqueue.depending.cause` has it.
+    """
+    return Effects(_results(workitem, Rules(), "failed", Payload(), cause))
+
+
+def ignores_result(workitem: Workitem) -> bool:
+    """Whether nobody wants its result, by the header `ignore_result`: none is sent or stored."""
+    return workitem.headers.get("ignore_result") is True
+
+
 def result_message(
     id: str, type: str, reference: str, result: Payload, *, attempt: int, worker: str, **headers: object
 ) -> Workitem:
@@ -226,6 +241,8 @@ def _results(
     *,
     recorded: bool = False,
 ) -> tuple[Send, ...]:
+    if ignores_result(workitem):
+        return ()
     to = "" if recorded else rules.results_routing_key
     reply_to = "" if workitem.reply_to == rules.results_routing_key else workitem.reply_to
     if not (to or reply_to):

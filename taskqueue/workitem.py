@@ -54,6 +54,7 @@ class Workitem(NamedTuple):
     crashes: how often it took its worker process down.
     failures: how many of its retries are used up.
     due: POSIX seconds before which it must not be started.
+    after: ids of the workitems whose ends it waits for; only stores know such work, and no message of AMQP has any.
     others: further AMQP properties (`type`, `app_id`, `user_id`, `cluster_id`), kept as they came.
     """
 
@@ -73,6 +74,7 @@ class Workitem(NamedTuple):
     crashes: int = 0
     failures: int = 0
     due: float | None = None
+    after: tuple[str, ...] = ()
     others: Mapping[str, str] = _NOTHING
 
     def named(self) -> Workitem:

@@ -21,6 +21,7 @@ LAYERS = (
         "dead",
         "lifecycle",
         "record",
+        "depending",
         "story",
         "statistics",
         "upkeep",

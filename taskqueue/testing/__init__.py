@@ -14,7 +14,19 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching", "recorded", "store"):
+_PARTS = (
+    "sending",
+    "receiving",
+    "results",
+    "settling",
+    "dead",
+    "watching",
+    "recorded",
+    "asking",
+    "depending",
+    "upkeep",
+)
+for _name in ("bench", *_PARTS, "store"):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
 # After the lines above, or failures say nothing.

@@ -14,7 +14,9 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Payload, Release, Retry, TimedOut
 from taskqueue.record import Progress, Record, Run
 from taskqueue.store import Store
+from taskqueue.testing.asking import AskingContract
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
+from taskqueue.testing.depending import DependingContract
 from taskqueue.testing.recorded import RUN, RecordedResultsContract
 from taskqueue.testing.upkeep import UpkeepContract
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
@@ -25,7 +27,7 @@ FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 
 @pytest.mark.timeout(4 * LIMIT)
-class StoreContract(UpkeepContract, RecordedResultsContract, Contract):
+class StoreContract(DependingContract, AskingContract, UpkeepContract, RecordedResultsContract, Contract):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
 
     @pytest.fixture

@@ -11,16 +11,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
+from taskqueue.brokers.memory.dependencies import Dependencies, Item
 from taskqueue.brokers.memory.records import Records
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError
-from taskqueue.outcome import effects
+from taskqueue.errors import BrokerError, DuplicateTask, UnknownTask
+from taskqueue.lifecycle import ENDED
+from taskqueue.outcome import Send, effects
+from taskqueue.record import is_recorded
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
-__all__ = ["Item", "MemoryConsumer", "MemoryDeadLetters", "MemoryProducer", "Place"]
-
-Item = tuple[int, int, float, Workitem]
-"""Place by priority, place by order, POSIX seconds at which it expires, and what it is."""
+__all__ = ["MemoryConsumer", "MemoryDeadLetters", "MemoryProducer", "Place"]
 
 
 class Place(Protocol):
@@ -29,8 +29,9 @@ class Place(Protocol):
     lock: threading.Lock
     clock: Clock
     records: Records
+    dependencies: Dependencies
 
-    def put(self, queue: str, workitem: Workitem) -> None: ...
+    def send(self, send: Send) -> None: ...
     def put_back(self, queue: str, item: Item) -> None: ...
     def take(self, queue: str, limit: int) -> tuple[list[Item], float | None]: ...
     def waiting(self, queue: str) -> list[Item]: ...
@@ -44,16 +45,29 @@ class MemoryProducer:
         self._broker = broker
         self._reply_to, self._replies = broker.replies()
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
             named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         with self._broker.lock:
+            self._check(named, unique=unique)
             for workitem in named:
-                to = queue or worker_queue(workitem.type)
-                self._broker.records.born(to, workitem)
-                self._broker.put(to, workitem)
+                self._broker.send(Send(queue or worker_queue(workitem.type), workitem))
         return [workitem.id for workitem in named]
+
+    def _check(self, workitems: Sequence[Workitem], *, unique: bool) -> None:
+        """Raise what keeps all of them from being sent."""
+        earlier: set[str] = set()
+        for workitem in workitems:
+            for id in workitem.after:
+                if id not in earlier and self._broker.records.find(id) is None:
+                    raise UnknownTask(id)
+            there = self._broker.records.find(workitem.id) if unique else None
+            if unique and (workitem.id in earlier or (there is not None and there.state not in ENDED)):
+                raise DuplicateTask(workitem.id)
+            earlier.add(workitem.id)
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:
         try:
@@ -97,7 +111,8 @@ class MemoryConsumer:
     def _lend(self, item: Item) -> Delivery:
         tag = next(self._tags)
         self._lent[tag] = item
-        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease)
+        inputs = self._broker.dependencies.inputs(item[3]) if is_recorded(self._queue) else ()
+        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease, inputs=inputs)
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         with self._broker.lock:
@@ -110,7 +125,7 @@ class MemoryConsumer:
         workitem, now = delivery.workitem, self._broker.clock.wall()
         todo = effects(workitem, ended.outcome, ended.rules, queue=delivery.queue, now=now)
         for send in todo.sends:
-            self._broker.put(send.queue, send.workitem)
+            self._broker.send(send)
         if not todo.ends:
             self._broker.put_back(delivery.queue, item)
         self._broker.records.settled(ended)
@@ -163,8 +178,9 @@ class MemoryDeadLetters:
         if self._lease.lost or (todo.ends and not self._broker.remove(DEAD_LETTERS, delivery.tag)):
             return False
         for send in todo.sends:
-            self._broker.records.born(send.queue, send.workitem)
-            self._broker.put(send.queue, send.workitem)
+            self._broker.send(send._replace(goes_on=False))
+        if todo.ends and not todo.sends:
+            self._broker.dependencies.forget(delivery.workitem.id)
         return True
 
     async def close(self) -> None:

@@ -216,7 +216,7 @@ def _results(row: Row, ended: Ended) -> str:
     """The queue whose readers get the result out of the history; empty: it is sent.  Only what is there as it was."""
     workitem = row.workitem
     exact = row.stored_id == workitem.id and clean(workitem.reference)[:MAX_INDEXED] == workitem.reference
-    queue = results_queue(ended.outcome, ended.rules, ended.run) if exact else ""
+    queue = results_queue(workitem, ended.outcome, ended.rules, ended.run) if exact else ""
     return queue if usable(queue) else ""
 
 

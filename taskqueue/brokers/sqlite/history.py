@@ -48,7 +48,7 @@ def ending(item: Ended, life: Life | None, now: float) -> Ending:
     """Decide what becomes of a delivery.  No I/O: the same arguments give the same answer."""
     delivery, outcome, rules = item.delivery, item.outcome, item.rules
     workitem = delivery.workitem
-    results = results_queue(outcome, rules, item.run) if life is not None else ""
+    results = results_queue(workitem, outcome, rules, item.run) if life is not None else ""
     todo = effects(workitem, outcome, rules, queue=delivery.queue, now=now, recorded=bool(results))
     if life is None:
         return Ending(todo)
