@@ -202,6 +202,7 @@ class DependingContract:
         bench.send(item(id="a"), later("b", "a", expiration=0.0), later("c", "b"))
 
         assert self.nothing_comes(bench, LATER)
+        store.maintain(Keeping())
 
         assert store.record("b").state == State.EXPIRED
         self.assert_failed_by(store.record("c"), f"b of {LATER}: expired")
