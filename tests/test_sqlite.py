@@ -218,9 +218,9 @@ def test_a_transaction_rings_for_the_results_that_stay_in_records() -> None:
     outbox = Outbox(0.0)
     columns = len(ENDED_COLUMNS.split(","))
 
-    outbox.record((None,) * columns)
+    outbox.record([(None,) * columns])
     assert outbox.told == {ENDED}
-    outbox.record((*(None,) * (columns - 1), "results"))
+    outbox.record([(*(None,) * (columns - 1), "results")])
     assert outbox.told == {ENDED, "results"}
 
 

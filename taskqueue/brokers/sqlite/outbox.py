@@ -79,16 +79,16 @@ class Outbox:
             else:
                 self._rows.append(row)
 
-    def record(self, record: tuple[Any, ...], *, kept: bool = True) -> None:
-        """Something has ended: the values of ENDED_COLUMNS.  kept: also where nothing depends on it."""
-        (self._records if kept else self._unkept).append(record)
-        self.told.add(ENDED)
-        if record[-1] is not None:
-            self.told.add(record[-1])
+    def record(self, records: Sequence[tuple[Any, ...]], *, kept: bool = True) -> None:
+        """These have ended: the values of ENDED_COLUMNS.  kept: also where nothing depends on them."""
+        if records:
+            (self._records if kept else self._unkept).extend(records)
+            self.told.add(ENDED)
+            self.told.update({record[-1] for record in records} - {None})
 
-    def forget(self, number: int) -> None:
-        """A dead letter has ended: the row with this number."""
-        self._gone.append(number)
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Dead letters have ended: the rows with these numbers."""
+        self._gone.extend(numbers)
 
     def mend(self, connection: sqlite3.Connection) -> int:
         """Inside the transaction, before `store`: see `dependencies.mend`.  How many were mended."""

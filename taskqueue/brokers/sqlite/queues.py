@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskqueue.brokers.sqlite import dependencies, history
 from taskqueue.brokers.sqlite.history import Ending
@@ -45,13 +45,8 @@ _LOST = """CASE running WHEN '' THEN story ELSE
 END"""
 
 
-class Claimed(NamedTuple):
-    """What was lent: its sequence number, its life, and how those have ended that it depends on."""
-
-    seq: int
-    workitem: Workitem
-    life: Life | None
-    inputs: tuple[Input, ...] = ()
+Claimed = tuple[int, Workitem, Life | None, tuple[Input, ...]]
+"""What was lent: its sequence number, its life, and how those have ended that it depends on."""
 
 
 def is_carrier(connection: sqlite3.Connection, carrier: int) -> bool:
@@ -113,24 +108,23 @@ def claim(
         (carrier, queue, limit),
     ).fetchall()
     rows.sort()  # RETURNING has no order
-    claimed = [Claimed(row[1], from_row(row[5:]), life_of(row[2:5])) for row in rows]
-    if not claimed or not dependencies.exist(connection):
-        return claimed
-    numbers = [number(one.seq, one.life) for one in claimed]
-    if is_recorded(queue):
-        inputs = dependencies.inputs(connection, numbers)
-        after = {n: tuple(one.id for one in ones) for n, ones in inputs.items()}
-    else:
-        inputs, after = {}, dependencies.after(connection, numbers)
+    claimed: list[Claimed] = [(row[1], from_row(row[5:]), life_of(row[2:5]), ()) for row in rows]
+    return _with_inputs(connection, queue, claimed) if claimed and dependencies.exist(connection) else claimed
+
+
+def _with_inputs(connection: sqlite3.Connection, queue: str, claimed: Sequence[Claimed]) -> list[Claimed]:
+    numbers = [_number(seq, life) for seq, _, life, _ in claimed]
+    after = dependencies.after(connection, numbers)
+    inputs = dependencies.inputs(connection, list(after)) if after and is_recorded(queue) else {}
     return [
-        one._replace(workitem=one.workitem._replace(after=after[n]), inputs=inputs.get(n, ())) if n in after else one
-        for n, one in zip(numbers, claimed, strict=True)
+        (seq, item._replace(after=after.get(number, ())), life, inputs.get(number, ()))
+        for number, (seq, item, life, _) in zip(numbers, claimed, strict=True)
     ]
 
 
-def number(seq: int, life: Life | None) -> int:
+def _number(seq: int, life: Life | None) -> int:
     """By what it is known what a row depends on."""
-    return seq if life is None or not life.born else life.born
+    return life.born if life is not None and life.born else seq
 
 
 def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
@@ -167,11 +161,9 @@ def drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         rows = [(row[0], from_row(row[4:]), life_of(row[1:4])) for row in expired]
-        after = dependencies.after(connection, [number(seq, life) for seq, _, life in rows])
-        items = [(item._replace(after=after.get(number(seq, life), ())), life) for seq, item, life in rows]
-        for item, life in items:
-            if life is not None:
-                outbox.record(history.expired(item, life, now))
+        after = dependencies.after(connection, [_number(seq, life) for seq, _, life in rows])
+        items = [(item._replace(after=after.get(_number(seq, life), ())), life) for seq, item, life in rows]
+        outbox.record([history.expired(item, life, now) for item, life in items if life is not None])
         dropped = [item._replace(expiration=None, headers={**item.headers, **death}) for item, _ in items]
         outbox.put([(DROPPED, item, None) for item in dropped])
     return len(expired)
@@ -202,11 +194,9 @@ def end(
         if numbers:
             counted.update(connection.execute(statement, (carrier, json.dumps(numbers))))
     endings = [(todo[number], number, running) for number, running in counted.items()]
-    for ending, seq, running in endings:
-        if ending.record is not None:
-            outbox.record(_ran(ending.record, running), kept=ending.kept)
-        elif ending.life is None and ending.effects.ends:
-            outbox.forget(seq)
+    outbox.record([_ran(e.record, running) for e, _, running in endings if e.record is not None and e.kept])
+    outbox.record([e.record for e, _, _ in endings if e.record is not None and not e.kept], kept=False)
+    outbox.forget(n for e, n, _ in endings if e.record is None and e.life is None and e.effects.ends)
     connection.executemany(
         "UPDATE workitems SET story = ? WHERE seq = ?",
         [(e.life.story, n) for e, n, _ in endings if not e.effects.ends and e.life is not None and e.life.story],
@@ -249,9 +239,8 @@ def cancel(connection: sqlite3.Connection, outbox: Outbox, id: str, now: float) 
 
 
 def _cancelled(outbox: Outbox, rows: Sequence[tuple[Any, ...]], now: float) -> None:
-    for row in rows:
-        if (life := life_of(row[:3])) is not None:
-            outbox.record(history.cancelled(from_row(row[3:]), life, now))
+    lives = [(from_row(row[3:]), life_of(row[:3])) for row in rows]
+    outbox.record([history.cancelled(workitem, life, now) for workitem, life in lives if life is not None])
 
 
 def count(connection: sqlite3.Connection, type: str) -> int:
