@@ -31,6 +31,7 @@ __all__ = [
     "exist",
     "forget",
     "inputs",
+    "is_wrong",
     "link",
     "mend",
 ]
@@ -183,8 +184,11 @@ def inputs(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
     return {number: tuple(ones) for number, ones in found.items()}
 
 
-def mend(connection: sqlite3.Connection, now: float) -> tuple[int, Freed]:
-    """Derive again what is pending: how many waited for what had ended, or for nothing, and what becomes of them."""
+def mend(connection: sqlite3.Connection) -> tuple[int, Freed]:
+    """Derive again what is pending: how many waited for what had ended, or for nothing, and what becomes of them.
+
+    Results that are over count as kept: they were when they should have been counted.
+    """
     rows = connection.execute(
         f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) RETURNING dependent, id"
     ).fetchall()

@@ -91,7 +91,7 @@ class Outbox:
 
     def mend(self, connection: sqlite3.Connection) -> int:
         """Inside the transaction, before `store`: see `dependencies.mend`.  How many were mended."""
-        count, self._freed = dependencies.mend(connection, self._now)
+        count, self._freed = dependencies.mend(connection)
         return count
 
     def store(self, connection: sqlite3.Connection) -> None:
