@@ -6,5 +6,5 @@ from taskqueue.carrier.carrier import Carrier
 
 FAILS = ("test_system_signals.py::TestTheWorkerManager::test_sigterm_finishes_what_runs_and_gives_the_reserve_back",)
 
-drain = Carrier._drain
-Carrier._drain = lambda self, *, hard, patient=False: drain(self, hard=True)
+drain = Carrier.drain
+Carrier.drain = lambda self, *, hard=False, patient=False: drain(self, hard=True)
