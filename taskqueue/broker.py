@@ -240,6 +240,9 @@ class Broker(Protocol):
     def store(self) -> Store:
         """What knows every workitem, to be closed by whoever asked for it.  Raises Unsupported where nothing does."""
 
+    def anew(self) -> Broker:
+        """The same place, with connections of its own: for another event loop.  To be closed by whoever asked."""
+
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""
 
@@ -247,7 +250,7 @@ class Broker(Protocol):
         """Whether there is such a queue."""
 
     async def close(self) -> None:
-        """Close all consumers and connections of this broker.  May be called twice."""
+        """Close all consumers of this broker, and their connections.  May be called twice."""
 
 
 def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, *, now: float) -> None:

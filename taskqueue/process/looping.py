@@ -49,6 +49,9 @@ class InLoop:
     def run(self, line: Line, desk: Desk) -> None:
         self._runner.run(self._serve(line, desk))
 
+    def close(self) -> None:
+        self._runner.close()
+
     async def _serve(self, line: Line, desk: Desk) -> None:
         loop = asyncio.get_running_loop()
         self._over = loop.create_future()

@@ -117,6 +117,9 @@ class MemoryBroker:
     def store(self) -> Store:
         return MemoryStore(self.records, self.withdraw)
 
+    def anew(self) -> Broker:
+        return self
+
     async def declare(self, queue: str) -> bool:
         with self.lock:
             made = queue not in self._waiting
@@ -127,8 +130,10 @@ class MemoryBroker:
         return queue in self._waiting
 
     async def close(self) -> None:
+        """Those of this event loop: others may be at it in the same program, each in theirs (`anew`)."""
         for consumer in list(self._consumers):
-            await consumer.close()
+            if consumer.loop is asyncio.get_running_loop() or consumer.loop.is_closed():
+                await consumer.close()
 
     def replies(self) -> tuple[str, queues.SimpleQueue[Workitem]]:
         """A new reply queue, with its name."""

@@ -73,12 +73,13 @@ class MemoryConsumer:
         self._lease = Lease()
         self._lent: dict[int, Item] = {}
         self._tags = itertools.count(1)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
 
     def wake(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._awake.set)
+        """With the lock of the broker, under which it closes: a loop whose consumers are closed may end any time."""
+        if not (self.closed or self.loop.is_closed()):
+            self.loop.call_soon_threadsafe(self._awake.set)
 
     async def receive(self, *, limit: int) -> list[Delivery]:
         while True:
@@ -133,13 +134,13 @@ class MemoryConsumer:
 
     async def close(self) -> None:
         with self._broker.lock:
+            self.wake()
             self.closed = True
             self._lease.lost = True
             lent, self._lent = self._lent, {}
             for item in lent.values():
                 self._broker.put_back(self._queue, item)
                 self._broker.records.released(item[3])
-        self.wake()
 
 
 class MemoryDeadLetters:

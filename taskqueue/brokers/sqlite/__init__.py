@@ -54,6 +54,9 @@ class SQLiteBroker:
     def store(self) -> Store:
         return SQLiteStore(self._path, self._synchronous, self._clock, self._options)
 
+    def anew(self) -> Broker:
+        return SQLiteBroker(self._path, self._options, synchronous=self._synchronous, clock=self._clock)
+
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: queues.declare(connection, queue))
 
