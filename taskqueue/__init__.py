@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskqueue.client import Queue, connect
+    from taskqueue.inside.running import running
 
-__all__ = ["Queue", "connect"]
+__all__ = ["Queue", "connect", "running"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the client when it is used: daemons and worker processes are not to wait for it."""
+    """Import these when they are used: daemons and worker processes are not to wait for them."""
+    if name == "running":
+        from taskqueue.inside.running import running
+
+        return running
     if name in __all__:
         from taskqueue import client
 

@@ -227,6 +227,6 @@ def test_the_package_is_imported_without_the_client_and_daemons_do_without_it() 
 
 
 def test_there_is_no_other_name_at_the_top() -> None:
-    assert taskqueue.__all__ == ["Queue", "connect"]
+    assert taskqueue.__all__ == ["Queue", "connect", "running"]
     with pytest.raises(AttributeError, match="no attribute 'submit'"):
         _ = taskqueue.submit

@@ -46,6 +46,7 @@ LAYERS = (
         "watch",
         "handover",
         "log",
+        "inside",
     ),
     ("cli", "web", "testing", "__main__"),
 )

@@ -203,14 +203,18 @@ class Carrier:
             lane.stop_receiving()
         for lane in self._lanes.values():
             await lane.drained()
+        await self.close()
+        if not self._done.done():
+            self._done.set_result(None)
+
+    async def close(self) -> None:
+        """Let go of the broker: by itself once it is drained; else what is held is given back."""
         if self._dropped is not None:
             await self._dropped.close()
         if self._chores is not None:
             await self._chores.close()
         if self._broker is not None:
             await self._broker.close()
-        if not self._done.done():
-            self._done.set_result(None)
 
     # What worker processes say.
 

@@ -17,12 +17,14 @@ from taskqueue.store import Store
 __all__ = ["Queue", "connect"]
 
 
-def connect(url: str) -> Queue:
+def connect(url: str, name: str = "default") -> Queue:
     """What a program sends by and asks, over the broker that `url` names.  Nothing is connected yet.
+
+    name: the worker type that the workitems of this queue are for (`taskqueue.running`).
 
     Raises BrokerError for a URL that there is no backend, or no driver, for.
     """
-    return Queue(broker.connect(url))
+    return Queue(broker.connect(url), name)
 
 
 class Queue(Sender):
@@ -31,8 +33,9 @@ class Queue(Sender):
     Any method may raise BrokerUnavailable.  On RabbitMQ, which keeps no record, all but sending is Unsupported.
     """
 
-    def __init__(self, broker: broker.Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: broker.Broker, name: str = "default") -> None:
+        self.broker = broker
+        self.name = name
         self._producer = broker.producer()
         self._opening = threading.Lock()
         self._opened: Store | None = None
@@ -47,7 +50,7 @@ class Queue(Sender):
         Raises Unsupported where the broker is in no database; BrokerError where the connection leads elsewhere, or
         each of its statements is a transaction of its own.  What its driver raises goes through as it is.
         """
-        return Sender(self._broker.using(connection).send)
+        return Sender(self.broker.using(connection).send)
 
     def record(self, id: str) -> Record:
         """All that is known of a workitem.  Raises UnknownTask for an id that never was, or is not kept any more."""
@@ -96,7 +99,7 @@ class Queue(Sender):
         with self._opening:
             if self._opened is None:
                 try:
-                    self._opened = self._broker.store()
+                    self._opened = self.broker.store()
                 except Unsupported as reason:
                     raise Unsupported(f"sending is all that this broker does: {reason}") from None
             return self._opened

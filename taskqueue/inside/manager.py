@@ -1,0 +1,151 @@
+"""What a worker manager is to its carrier, in the event loop that the two share in a program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from taskqueue.broker import Broker
+from taskqueue.carrier.carrier import Carrier
+from taskqueue.clock import SYSTEM
+from taskqueue.config import Group
+from taskqueue.errors import PluginError
+from taskqueue.upkeep import Keeping
+from taskqueue.workerpool.processes import GRACE
+
+__all__ = ["Manager", "Workers"]
+
+log = logging.getLogger(__name__)
+
+
+class Workers(Protocol):
+    """Those who run the workitems: worker processes, or threads."""
+
+    @property
+    def there(self) -> bool: ...
+    @property
+    def trouble(self) -> str: ...
+    def act(self) -> float | None: ...
+    def reap(self, *, stopping: bool) -> None: ...
+    def retire(self) -> None: ...
+    def kill(self) -> None: ...
+    def kill_one(self, pid: int) -> None: ...
+    def close(self) -> None: ...
+    def is_up(self, pid: int) -> None: ...
+    def is_down(self, name: str, error: str, traceback: str) -> None: ...
+    def has_worked(self, pid: int, name: str) -> None: ...
+    def is_recycled(self, pid: int) -> None: ...
+
+
+class Manager:
+    """Of one group.
+
+    broker: as `anew` gave it; closed at the end.  hello: what workers are told beside what the group says.
+    workers: makes those of the group, who work for a carrier and call back when there is something to do.
+    ready: set once somebody is there to work, or to why nobody can be.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        group: Group,
+        hello: dict[str, Any],
+        keeping: Keeping,
+        workers: Callable[[Carrier, Callable[[], None]], Workers],
+        ready: Future[None],
+    ) -> None:
+        self._group = group
+        self._ready = ready
+        self._wake = asyncio.Event()
+        self._killing_at: float | None = None
+        self._carrier = Carrier(self)
+        self._carrier.configure(hello, keeping)
+        self._carrier.open(broker)
+        self._workers = workers(self._carrier, self._wake.set)
+
+    async def run(self) -> None:
+        """Work until `stop`, and then until all that was taken is settled.  Raises what went wrong in the carrier."""
+        working = asyncio.create_task(self._carrier.run())
+        working.add_done_callback(lambda _: self._wake.set())
+        try:
+            while True:
+                self._wake.clear()
+                self._workers.reap(stopping=self._killing_at is not None)
+                if working.done():
+                    working.result()
+                    if not self._workers.there:
+                        return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._act()):
+                        await self._wake.wait()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(GRACE):
+                    await self._give_up()
+            raise
+        finally:
+            self._workers.close()
+
+    def _act(self) -> float | None:
+        """Do what there is to do; the seconds after which to look again."""
+        if self._killing_at is None:
+            again = self._workers.act()
+            if not self._ready.done() and self._workers.trouble:
+                self._ready.set_exception(PluginError(self._workers.trouble))
+            return again
+        left = self._killing_at - SYSTEM.monotonic()
+        if left > 0:
+            return left
+        self._workers.kill()
+        return 1.0
+
+    async def _give_up(self) -> None:
+        """After a fault: leave nothing behind in a program that goes on."""
+        self._workers.kill()
+        while True:
+            self._wake.clear()
+            self._workers.reap(stopping=True)
+            if not self._workers.there:
+                break
+            await self._wake.wait()
+        await self._carrier.close()
+
+    def stop(self, *, hard: bool = False) -> None:
+        """Take nothing new, and have what runs finished within `stop_timeout`; hard: at once.  May be called twice."""
+        self._killing_at = SYSTEM.monotonic() + (0.0 if hard else self._group.stop_timeout) + GRACE
+        self._workers.retire()
+        self._carrier.drain(hard=hard)
+        self._wake.set()
+
+    # What the carrier says.
+
+    def up(self, pid: int) -> None:
+        self._workers.is_up(pid)
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def down(self, group: str, error: str, traceback: str) -> None:
+        self._workers.is_down(group, error, traceback)
+
+    def worked(self, pid: int, group: str) -> None:
+        self._workers.has_worked(pid, group)
+
+    def recycle(self, pid: int) -> None:
+        self._workers.is_recycled(pid)
+
+    def kill(self, pid: int) -> None:
+        self._workers.kill_one(pid)
+
+    def said(self, name: str, level: int, text: str) -> None:
+        logging.getLogger(name).log(level, "%s", text)
+
+    def troubled(self, trouble: str) -> None:
+        if trouble:
+            log.warning("running %s: %s", self._group.type, trouble)
+
+    def shown(self, doing: str) -> None:
+        pass
