@@ -65,6 +65,10 @@ def running(
     processes could not find the worker; on entering PluginError where it can't be loaded or set up, with the traceback;
     on leaving what went wrong in between.  `async with` does the same in a coroutine.
     """
+    if place.is_being_imported_again():
+        raise PluginError(
+            'a worker process imports the program\'s main file: put this below `if __name__ == "__main__":` there'
+        )
     if (processes is None) == (threads is None):
         raise TypeError("expected either processes or threads")
     kind, count = ("processes", processes) if threads is None else ("threads", threads)
@@ -95,10 +99,6 @@ class Running:
         self._stopper: Future[Callable[[bool], object]] = Future()
 
     def __enter__(self) -> Running:
-        if place.is_being_imported_again():
-            raise PluginError(
-                'a worker process imports the program\'s main file: put this below `if __name__ == "__main__":` there'
-            )
         if self._pid:
             raise RuntimeError("a block of `running` can be entered once")
         self._pid = os.getpid()
