@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import handlers
 import pytest
 from databases import PostgreSQL, with_schema
+from system import PATIENCE, alive, until
 
 import taskqueue
 from taskqueue.broker import Producer
@@ -29,7 +30,6 @@ from taskqueue.inside import place
 from taskqueue.lifecycle import State
 from taskqueue.workitem import Workitem
 
-LIMIT = 60.0  # seconds after which something is taken to be never coming
 STORES = ("memory", "sqlite")
 SERVERS = ("postgresql", "amqp")
 KINDS = ("processes", "threads")
@@ -63,7 +63,7 @@ class Asking:
         workitem = self.queue.workitem(self.queue.name, list(body), id=id or None)
         return self.producer.send([workitem], reply=True)[0]
 
-    def reply(self, id: str, timeout: float = LIMIT) -> Any:
+    def reply(self, id: str, timeout: float = PATIENCE) -> Any:
         """What the handler returned, or the error as text; None where nothing comes within `timeout`."""
         end = time.monotonic() + timeout
         while id not in self._heard:
@@ -100,20 +100,6 @@ def here() -> Iterator[Asking]:
 
 def running(asking: Asking, worker: object = handlers.Worker, *, kind: str, count: int = 1, **options: Any) -> Any:
     return taskqueue.running(asking.queue, worker, **{kind: count}, **options)
-
-
-def until(met: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +162,7 @@ class TestWorkerProcesses:
             assert everywhere.ask("crash_once") == 2
             before = everywhere.ask("where")["pid"]
             os.kill(before, signal.SIGKILL)
-            until(lambda: not is_there(before))
+            until(lambda: not alive(before))
             assert everywhere.ask("where")["pid"] not in (before, os.getpid())
 
     def test_options_of_a_worker_section_hold(self, here: Asking) -> None:
@@ -476,7 +462,7 @@ def program(directory: Path, **parts: str) -> Path:
 def run(*arguments: str, directory: Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, cwd=directory, input=text, capture_output=True, text=True, timeout=LIMIT, check=False
+        command, cwd=directory, input=text, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -533,8 +519,11 @@ class TestAMainFile:
 
 
 HELD = """
-import os, sys, time
+import importlib, os, sys, time
 import handlers, taskqueue
+
+if sabotage := os.environ.get("TASKQUEUE_SABOTAGE"):
+    importlib.import_module(f"sabotage.{{sabotage}}")
 
 with taskqueue.running(queue := taskqueue.connect({url!r}), handlers.Worker, {kind}=2, stop_timeout=60):
     queue.send("default", ["hold", {directory!r}], id="held")
@@ -573,7 +562,7 @@ class TestHowAProgramEnds:
         held = Held(tmp_path, kind, "time.sleep(60)")
         held.process.send_signal(signal.SIGINT)
         threading.Timer(0.2, (tmp_path / "go").touch).start()  # while it is being left
-        _, said = held.process.communicate(timeout=LIMIT)
+        _, said = held.process.communicate(timeout=PATIENCE)
 
         assert said.endswith("KeyboardInterrupt\n")
         assert (held.state(), (tmp_path / "finished").exists()) == (State.SUCCEEDED, True)
@@ -589,14 +578,14 @@ class TestHowAProgramEnds:
 
         assert time.monotonic() - begun < 30  # and not the 60 s of its stop_timeout
         assert held.state() == State.WAITING
-        until(lambda: not is_there(held.worker))
+        until(lambda: not alive(held.worker))
 
     def test_sigkill_of_the_program_leaves_no_process_and_loses_nothing(self, tmp_path: Path) -> None:
         held = Held(tmp_path, "processes", "time.sleep(60)")
-        assert is_there(held.worker) and held.worker != held.process.pid
+        assert alive(held.worker) and held.worker != held.process.pid
         held.process.kill()
         held.process.communicate()
-        until(lambda: not is_there(held.worker))
+        until(lambda: not alive(held.worker))
 
         asking = Asking(held.url)
         (tmp_path / "go").touch()
@@ -608,8 +597,8 @@ class TestHowAProgramEnds:
     @pytest.mark.parametrize("then", ["os._exit(0)", "os.abort()"])
     def test_whatever_ends_it_no_process_is_left(self, tmp_path: Path, kind: str, then: str) -> None:
         held = Held(tmp_path, kind, f"time.sleep(0.3); {then}")
-        held.process.communicate(timeout=LIMIT)
-        until(lambda: not is_there(held.worker))
+        held.process.communicate(timeout=PATIENCE)
+        until(lambda: not alive(held.worker))
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_block_in_a_daemon_thread_keeps_no_program_from_its_end(self, tmp_path: Path, kind: str) -> None:
