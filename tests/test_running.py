@@ -9,11 +9,12 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from system import PATIENCE, alive, until
 import taskqueue
 from taskqueue.broker import Producer
 from taskqueue.carrier.lane import Lane
-from taskqueue.errors import ConfigError, PluginError
-from taskqueue.inside import place
+from taskqueue.errors import BrokerUnavailable, ConfigError, PluginError
+from taskqueue.inside import manager, place
 from taskqueue.lifecycle import State
 from taskqueue.workitem import Workitem
 
@@ -323,6 +324,17 @@ class TestTheBlock:
 
         assert asyncio.run(main()) == 1
 
+    def test_a_handler_may_end_its_workitem_in_a_transaction_of_its_own(self, kind: str, tmp_path: Path) -> None:
+        file = tmp_path / "queue.db"
+        with (
+            taskqueue.connect(f"sqlite:///{file}") as queue,
+            taskqueue.running(queue, handlers.Completing, **{kind: 2}),  # type: ignore[arg-type]
+        ):
+            ids = [queue.send("default", str(file)) for _ in range(4)]
+            assert [queue.result(id, timeout=PATIENCE) for id in ids] == ["completed"] * 4
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            assert {id for (id,) in connection.execute("SELECT id FROM done")} == set(ids)
+
     def test_a_child_that_is_forked_in_it_leaves_it_alone(self, here: Asking, kind: str) -> None:
         with running(here, kind=kind) as block:
             child = os.fork()
@@ -358,6 +370,24 @@ class TestTheBlock:
                 until(block._over.done)
         with running(asking, kind=kind):
             assert asking.reply(id) == 6
+        asking.close()
+
+    @pytest.mark.services
+    def test_a_broker_that_is_gone_for_good_does_not_keep_a_program_in_it(
+        self, kind: str, tmp_path: Path, start_postgresql: Callable[[], PostgreSQL], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(manager, "GRACE", 0.5)
+        server = start_postgresql()
+        asking = Asking(server.url(server.database(with_schema), options="?heartrate=1"))
+        told = "what was taken is done again"
+        with pytest.raises(BrokerUnavailable, match=told), running(asking, kind=kind, stop_timeout=0.2):
+            id = asking.send("hold", str(tmp_path))
+            until((tmp_path / "started.1").exists)
+            server.stop()
+            (tmp_path / "go").touch()
+        server.start()
+        with running(asking, kind=kind):
+            until(lambda: asking.queue.status(id) == State.SUCCEEDED)
         asking.close()
 
     def test_results_go_to_no_queue_unless_it_is_named(self, here: Asking, kind: str) -> None:

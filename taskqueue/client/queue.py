@@ -30,6 +30,8 @@ def connect(url: str, name: str = "default") -> Queue:
 class Queue(Sender):
     """Sends workitems, and says what became of them; safe from several threads, and after a fork.
 
+    name: the worker type that its workitems are for.  broker: where they wait.
+
     Any method may raise BrokerUnavailable.  On RabbitMQ, which keeps no record, all but sending is Unsupported.
     """
 

@@ -13,7 +13,7 @@ from taskqueue.broker import Broker
 from taskqueue.carrier.carrier import Carrier
 from taskqueue.clock import SYSTEM
 from taskqueue.config import Group
-from taskqueue.errors import PluginError
+from taskqueue.errors import BrokerUnavailable, PluginError
 from taskqueue.upkeep import Keeping
 from taskqueue.workerpool.processes import GRACE
 
@@ -23,18 +23,36 @@ log = logging.getLogger(__name__)
 
 
 class Workers(Protocol):
-    """Those who run the workitems: worker processes, or threads."""
+    """Those who run the workitems: worker processes, or threads.
+
+    there: whether there are any.  trouble: why they don't start, or stay up; empty: they do.
+    """
 
     @property
     def there(self) -> bool: ...
     @property
     def trouble(self) -> str: ...
-    def act(self) -> float | None: ...
-    def reap(self, *, stopping: bool) -> None: ...
-    def retire(self) -> None: ...
-    def kill(self) -> None: ...
-    def kill_one(self, pid: int) -> None: ...
-    def close(self) -> None: ...
+
+    def act(self) -> float | None:
+        """Start what is missing; the seconds after which to look again."""
+
+    def reap(self, *, stopping: bool) -> None:
+        """Take note of those that have ended.  stopping: they are wanted to."""
+
+    def retire(self) -> None:
+        """The carrier tells all to end."""
+
+    def kill(self) -> None:
+        """End all at once."""
+
+    def kill_one(self, pid: int) -> None:
+        """End one at once."""
+
+    def close(self) -> None:
+        """All have ended: let go of what belongs to them."""
+
+    # What the carrier says, as `taskqueue.workerpool.processes.Processes` has it.
+
     def is_up(self, pid: int) -> None: ...
     def is_down(self, name: str, error: str, traceback: str) -> None: ...
     def has_worked(self, pid: int, name: str) -> None: ...
@@ -62,13 +80,17 @@ class Manager:
         self._ready = ready
         self._wake = asyncio.Event()
         self._killing_at: float | None = None
+        self._trouble = ""
         self._carrier = Carrier(self)
         self._carrier.configure(hello, keeping)
         self._carrier.open(broker)
         self._workers = workers(self._carrier, self._wake.set)
 
     async def run(self) -> None:
-        """Work until `stop`, and then until all that was taken is settled.  Raises what went wrong in the carrier."""
+        """Work until `stop`, and then until all that was taken is settled.
+
+        Raises what went wrong in the carrier; BrokerUnavailable where it can't settle what was taken, in time.
+        """
         working = asyncio.create_task(self._carrier.run())
         working.add_done_callback(lambda _: self._wake.set())
         try:
@@ -92,14 +114,16 @@ class Manager:
 
     def _act(self) -> float | None:
         """Do what there is to do; the seconds after which to look again."""
+        if not self._ready.done() and self._workers.trouble:
+            self._ready.set_exception(PluginError(self._workers.trouble))
+            self.stop(hard=True)
         if self._killing_at is None:
-            again = self._workers.act()
-            if not self._ready.done() and self._workers.trouble:
-                self._ready.set_exception(PluginError(self._workers.trouble))
-            return again
+            return self._workers.act()
         left = self._killing_at - SYSTEM.monotonic()
         if left > 0:
             return left
+        if not self._workers.there:  # it is the carrier that does not end: as long as it can't settle what has ended
+            raise BrokerUnavailable(f"{self._trouble or 'the broker does not answer'}; what was taken is done again")
         self._workers.kill()
         return 1.0
 
@@ -144,8 +168,7 @@ class Manager:
         logging.getLogger(name).log(level, "%s", text)
 
     def troubled(self, trouble: str) -> None:
-        if trouble:
-            log.warning("running %s: %s", self._group.type, trouble)
+        self._trouble = trouble
 
     def shown(self, doing: str) -> None:
         pass
