@@ -130,6 +130,20 @@ class TestWorkerProcess:
 
         scene(play)
 
+    def test_what_was_started_in_time_and_has_ended_is_not_taken_back_for_another_one_that_runs(self) -> None:
+        def play(actor: Actor) -> None:
+            actor.give("a", "b", "c")
+            actor.mark(1)
+            actor.end(1)
+            actor.clock.now += START_WITHIN + 0.001
+            actor.socket.sendall(pack(Kind.ENDED, [2, 1_000_000, None, 0, "done", None, []]))  # not read yet
+            actor.mark(3)
+            actor.process._look()
+            assert [event[:2] for event in actor.owner.events] == [("ended", "a"), ("ended", "b")]
+            assert actor.process.load == 1
+
+        scene(play)
+
     def test_what_it_did_not_start_in_time_comes_back(self) -> None:
         def play(actor: Actor) -> None:
             actor.give("a", "b", "c")

@@ -261,12 +261,23 @@ class WorkerProcess:
         if self._condemned is None:
             self._condemned = verdicts
 
+    def _is_late(self) -> bool:
+        return self._unsure and self._clock.monotonic() >= self._start_by
+
     def _overdue(self) -> list[Delivery]:
-        """Take back what should have been started by now and was not, and may not be started any more."""
-        if not self._unsure or self._clock.monotonic() < self._start_by:
+        """Take back what should have been started by now and was not, and may not be started any more.
+
+        The marks first, and what it has said then: of what was started in time and is not marked any more, it has
+        said the end before.
+        """
+        if not self._is_late():
+            return []
+        started = self.started()
+        self._wire.read()
+        if not self._is_late():  # it has got something new meanwhile
             return []
         self._unsure = False
-        late = self._handed.keys() - self.started() - {self._unhurried}
+        late = self._handed.keys() - started - {self._unhurried}
         self._stuck = bool(late)
         return [self._take(number) for number in sorted(late)]
 
