@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
@@ -13,29 +12,25 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import handlers
 import pytest
+from asking import KINDS, Asking, running
 from databases import PostgreSQL, with_schema
 from system import PATIENCE, alive, until
 
 import taskqueue
-from taskqueue.broker import Producer
 from taskqueue.carrier.lane import Lane
 from taskqueue.errors import BrokerUnavailable, ConfigError, PluginError
 from taskqueue.inside import manager, place
 from taskqueue.lifecycle import State
-from taskqueue.workitem import Workitem
+from taskqueue.upkeep import Keep
 
 STORES = ("memory", "sqlite")
 SERVERS = ("postgresql", "amqp")
-KINDS = ("processes", "threads")
-
-TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture(params=[*STORES, *(pytest.param(name, marks=pytest.mark.services) for name in SERVERS)])
@@ -52,37 +47,6 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             return str(request.getfixturevalue("amqp_url"))
 
 
-class Asking:
-    """A queue, and a producer whose replies say what became of what it sent."""
-
-    def __init__(self, url: str, name: str = "default") -> None:
-        self.queue = taskqueue.connect(url, name)
-        self.producer: Producer = self.queue.broker.producer()
-        self._heard: dict[str, Workitem] = {}
-
-    def send(self, *body: object, id: str = "") -> str:
-        workitem = self.queue.workitem(self.queue.name, list(body), id=id or None)
-        return self.producer.send([workitem], reply=True)[0]
-
-    def reply(self, id: str, timeout: float = PATIENCE) -> Any:
-        """What the handler returned, or the error as text; None where nothing comes within `timeout`."""
-        end = time.monotonic() + timeout
-        while id not in self._heard:
-            reply = self.producer.next_reply(timeout=max(0.0, end - time.monotonic()))
-            if reply is None:
-                return None
-            self._heard[reply.correlation_id] = reply
-        reply = self._heard[id]
-        return reply.headers["error"] if reply.headers["status"] == "failed" else json.loads(reply.body)
-
-    def ask(self, *body: object) -> Any:
-        return self.reply(self.send(*body))
-
-    def close(self) -> None:
-        self.producer.close()
-        self.queue.close()
-
-
 @pytest.fixture
 def everywhere(any_url: str) -> Iterator[Asking]:
     """A queue on each broker."""
@@ -97,10 +61,6 @@ def here() -> Iterator[Asking]:
     asking = Asking("memory://")
     yield asking
     asking.close()
-
-
-def running(asking: Asking, worker: object = handlers.Worker, *, kind: str, count: int = 1, **options: Any) -> Any:
-    return taskqueue.running(asking.queue, worker, **{kind: count}, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -460,186 +420,8 @@ class TestWhereAWorkerIs:
             place.entry_point(4711)
 
 
-PROGRAM = """
-import os, signal, sys
-import taskqueue
-from taskqueue.worker import BaseWorker
-import beside
+def test_chores_are_done_for_its_own_type_and_drop_nothing_of_others(here: Asking) -> None:
+    keeping = running(here, kind="threads", history_retention="2h", history_max=7).keeping
 
-class Worker(BaseWorker):
-    def handle_task(self, body):
-        return [os.getpid(), beside.NAME, __name__, body]
-
-{guard}
-    queue = taskqueue.connect({url!r})
-    with taskqueue.running(queue, Worker, {kind}=2):
-        ids = queue.send_many(queue.workitem("default", n) for n in range(3))
-        found = [queue.result(id, timeout=60) for id in ids]
-    print({{pid == os.getpid() for pid, *_ in found}}, [rest for _, *rest in found])
-"""
-GUARD = 'if __name__ == "__main__":'
-
-
-def program(directory: Path, **parts: str) -> Path:
-    """A main file, and a module beside it."""
-    (directory / "beside.py").write_text("NAME = 'beside'\n")
-    file = directory / "main.py"
-    text = PROGRAM.format(**{"guard": GUARD, "kind": "processes", "url": "memory://", **parts})
-    file.write_text(text)
-    return file
-
-
-def run(*arguments: str, directory: Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=directory, input=text, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-
-
-class TestAMainFile:
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("how", ["path", "module"])
-    def test_a_worker_in_it_is_found(self, tmp_path: Path, kind: str, how: str) -> None:
-        package = tmp_path / "package"
-        package.mkdir()
-        if how == "path":
-            program(package, kind=kind, url=f"sqlite:///{tmp_path}/queue.db")
-            done = run("package/main.py", directory=tmp_path)
-        else:
-            file = program(tmp_path, kind=kind, url=f"sqlite:///{tmp_path}/queue.db")
-            file.rename(package / "main.py")
-            done = run("-m", "package.main", directory=tmp_path)
-
-        name = "__main__" if kind == "threads" else "__mp_main__"
-        expected = f"{{{kind == 'threads'}}} {[['beside', name, n] for n in range(3)]}\n"
-        assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
-
-    def test_one_that_does_its_work_unguarded_is_told_so(self, tmp_path: Path) -> None:
-        done = run(str(program(tmp_path, guard="if True:")), directory=tmp_path)
-
-        assert done.returncode == 1
-        assert "plugin of group default does not load: PluginError: a worker process imports" in done.stderr
-        assert 'put this below `if __name__ == "__main__":`' in done.stderr
-
-    @pytest.mark.parametrize("how", ["-c", "input", "package"])
-    def test_one_that_cannot_be_imported_is_told_what_helps(self, tmp_path: Path, how: str) -> None:
-        file = program(tmp_path)
-        match how:
-            case "-c":
-                done = run("-c", file.read_text(), directory=tmp_path)
-            case "input":
-                done = run("-", directory=tmp_path, text=file.read_text())
-            case _:
-                (tmp_path / "package").mkdir()
-                file.rename(tmp_path / "package" / "__main__.py")
-                done = run("-m", "package", directory=tmp_path)
-
-        assert done.returncode == 1
-        assert (
-            "PluginError: Worker.factory is in the program's main module, which worker processes can't" in done.stderr
-        )
-        assert "put it into a module of its own, or run it in threads" in done.stderr
-
-    def test_a_program_that_does_not_want_to_hear_of_its_children_does_no_harm(self, tmp_path: Path) -> None:
-        file = program(tmp_path)
-        file.write_text(f"import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n{file.read_text()}")
-        done = run(str(file), directory=tmp_path)
-
-        assert (done.stderr, done.returncode) == ("", 0)
-
-
-HELD = """
-import importlib, os, sys, time
-import handlers, taskqueue
-
-if sabotage := os.environ.get("TASKQUEUE_SABOTAGE"):
-    importlib.import_module(f"sabotage.{{sabotage}}")
-
-with taskqueue.running(queue := taskqueue.connect({url!r}), handlers.Worker, {kind}=2, stop_timeout=60):
-    queue.send("default", ["hold", {directory!r}], id="held")
-    print("begun", flush=True)
-    {then}
-"""
-
-
-class Held:
-    """A program that holds a workitem in the block, until a file `go` is there."""
-
-    def __init__(self, directory: Path, kind: str, then: str) -> None:
-        self.directory = directory
-        self.url = f"sqlite:///{directory}/queue.db"
-        code = HELD.format(url=self.url, kind=kind, directory=str(directory), then=then)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "begun\n", self.process.communicate()[1]
-        until((directory / "started.1").exists)
-        until(lambda: (directory / "started.1").read_text())
-
-    @property
-    def worker(self) -> int:
-        return int((self.directory / "started.1").read_text())
-
-    def state(self) -> State:
-        with taskqueue.connect(self.url) as queue:
-            return queue.status("held")
-
-
-class TestHowAProgramEnds:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_keyboard_interrupt_finishes_what_runs(self, tmp_path: Path, kind: str) -> None:
-        held = Held(tmp_path, kind, "time.sleep(60)")
-        held.process.send_signal(signal.SIGINT)
-        threading.Timer(0.2, (tmp_path / "go").touch).start()  # while it is being left
-        _, said = held.process.communicate(timeout=PATIENCE)
-
-        assert said.endswith("KeyboardInterrupt\n")
-        assert (held.state(), (tmp_path / "finished").exists()) == (State.SUCCEEDED, True)
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_second_one_waits_for_nothing_and_the_workitem_goes_back(self, tmp_path: Path, kind: str) -> None:
-        held = Held(tmp_path, kind, "time.sleep(60)")
-        begun = time.monotonic()
-        while held.process.poll() is None:
-            held.process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        held.process.communicate()
-
-        assert time.monotonic() - begun < 30  # and not the 60 s of its stop_timeout
-        assert held.state() == State.WAITING
-        until(lambda: not alive(held.worker))
-
-    def test_sigkill_of_the_program_leaves_no_process_and_loses_nothing(self, tmp_path: Path) -> None:
-        held = Held(tmp_path, "processes", "time.sleep(60)")
-        assert alive(held.worker) and held.worker != held.process.pid
-        held.process.kill()
-        held.process.communicate()
-        until(lambda: not alive(held.worker))
-
-        asking = Asking(held.url)
-        (tmp_path / "go").touch()
-        with running(asking, kind="threads"):
-            until(lambda: asking.queue.status("held") == State.SUCCEEDED)
-        asking.close()
-
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("then", ["os._exit(0)", "os.abort()"])
-    def test_whatever_ends_it_no_process_is_left(self, tmp_path: Path, kind: str, then: str) -> None:
-        held = Held(tmp_path, kind, f"time.sleep(0.3); {then}")
-        held.process.communicate(timeout=PATIENCE)
-        until(lambda: not alive(held.worker))
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_block_in_a_daemon_thread_keeps_no_program_from_its_end(self, tmp_path: Path, kind: str) -> None:
-        code = (
-            "import threading, time, handlers, taskqueue\n"
-            "begun = threading.Event()\n"
-            "def block():\n"
-            f"    with taskqueue.running(taskqueue.connect('memory://'), handlers.Worker, {kind}=2):\n"
-            "        begun.set(); time.sleep(600)\n"
-            "threading.Thread(target=block, daemon=True).start(); begun.wait()\n"
-        )
-        done = run("-c", code, directory=TESTS)
-
-        assert (done.returncode, done.stderr) == (0, "")
+    assert keeping.types == {"default": Keep(7200.0, 7)}
+    assert min(keeping.default.age, keeping.statistics) > 9 * 365 * 86400

@@ -128,6 +128,12 @@ class Running:
         if error is None or isinstance(error, Exception):
             self._over.result()
 
+    @property
+    def keeping(self) -> Keeping:
+        """What a store is to keep: of this type as its options say; what others have in the same store is theirs."""
+        types = Config(groups=(self._group,)).keeping.types
+        return Keeping(default=Keep(LONGEST), types=types, statistics=LONGEST)
+
     async def __aenter__(self) -> Running:
         return await asyncio.to_thread(self.__enter__)
 
@@ -161,7 +167,7 @@ class Running:
             "formats": {"installed": formats.discover()[0], "default": "", "read_as": {}},
             "program": None if self._make is not None else place.surroundings(self._group.entry_point),
         }
-        broker, keeping = self._queue.broker.anew(), _keeping(self._group)
+        broker, keeping = self._queue.broker.anew(), self.keeping
         manager = Manager(broker, self._group, hello, keeping, self._workers, self._ready)
 
         def stop(hard: bool) -> None:
@@ -175,9 +181,3 @@ class Running:
         if self._make is None:
             return InProcesses(carrier, self._group, changed)
         return Threads(carrier, self._group, self._make, changed)
-
-
-def _keeping(group: Group) -> Keeping:
-    """What this type's own options say; what others have in the same store is theirs."""
-    types = Config(groups=(group,)).keeping.types
-    return Keeping(default=Keep(LONGEST), types=types, statistics=LONGEST)

@@ -7,7 +7,9 @@ from typing import Any
 
 from taskqueue.process import spawn
 
-FAILS = ("test_running.py::TestHowAProgramEnds::test_sigkill_of_the_program_leaves_no_process_and_loses_nothing",)
+FAILS = (
+    "test_running_programs.py::TestHowAProgramEnds::test_sigkill_of_the_program_leaves_no_process_and_loses_nothing",
+)
 
 
 class Untied(subprocess.Popen):
