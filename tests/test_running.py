@@ -327,7 +327,7 @@ class TestTheBlock:
             patch.setattr(Lane, "ended", faulty)
             with pytest.raises(ArithmeticError), running(asking, kind=kind) as block:
                 id = asking.send("double", 3)
-                until(block._over.done)
+                until(lambda: block._fault)
         with running(asking, kind=kind):
             assert asking.reply(id) == 6
         asking.close()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 from taskqueue.broker import Broker
@@ -64,7 +63,7 @@ class Manager:
 
     broker: as `anew` gave it; closed at the end.  hello: what workers are told beside what the group says.
     workers: makes those of the group, who work for a carrier and call back when there is something to do.
-    ready: set once somebody is there to work, or to why nobody can be.
+    ready: called with None once somebody is there to work, or with why nobody can be.
     """
 
     def __init__(
@@ -74,10 +73,11 @@ class Manager:
         hello: dict[str, Any],
         keeping: Keeping,
         workers: Callable[[Carrier, Callable[[], None]], Workers],
-        ready: Future[None],
+        ready: Callable[[BaseException | None], None],
     ) -> None:
         self._group = group
         self._ready = ready
+        self._began = False  # whether that was called
         self._wake = asyncio.Event()
         self._killing_at: float | None = None
         self._trouble = ""
@@ -114,8 +114,8 @@ class Manager:
 
     def _act(self) -> float | None:
         """Do what there is to do; the seconds after which to look again."""
-        if not self._ready.done() and self._workers.trouble:
-            self._ready.set_exception(PluginError(self._workers.trouble))
+        if not self._began and self._workers.trouble:
+            self._begin(PluginError(self._workers.trouble))
             self.stop(hard=True)
         if self._killing_at is None:
             return self._workers.act()
@@ -126,6 +126,11 @@ class Manager:
             raise BrokerUnavailable(f"{self._trouble or 'the broker does not answer'}; what was taken is done again")
         self._workers.kill()
         return 1.0
+
+    def _begin(self, trouble: BaseException | None) -> None:
+        if not self._began:
+            self._began = True
+            self._ready(trouble)
 
     async def _give_up(self) -> None:
         """After a fault: leave nothing behind in a program that goes on."""
@@ -149,8 +154,7 @@ class Manager:
 
     def up(self, pid: int) -> None:
         self._workers.is_up(pid)
-        if not self._ready.done():
-            self._ready.set_result(None)
+        self._begin(None)
 
     def down(self, group: str, error: str, traceback: str) -> None:
         self._workers.is_down(group, error, traceback)

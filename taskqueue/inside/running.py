@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
+import queue as queues
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any
 
@@ -94,9 +93,15 @@ class Running:
         self._group = group
         self._make = make
         self._pid = 0
-        self._ready: Future[None] = Future()
-        self._over: Future[None] = Future()
-        self._stopper: Future[Callable[[bool], object]] = Future()
+        # No threading.Condition: Ctrl-C inside of it leaves its lock locked for the other thread.  Nor Thread.join:
+        # after Ctrl-C it takes a thread that goes on for one that has ended.
+        self._ready: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
+        self._ended: queues.SimpleQueue[None] = queues.SimpleQueue()
+        self._is_over = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._manager: Manager | None = None
+        self._asked: bool | None = None
+        self._fault: BaseException | None = None
 
     def __enter__(self) -> Running:
         if self._pid:
@@ -104,12 +109,13 @@ class Running:
         self._pid = os.getpid()
         # The kernel ends worker processes with the thread that started them.  A daemon: it does not keep a program that
         # ends without leaving the block.
+        self._loop = asyncio.SelectorEventLoop()
         threading.Thread(target=self._work, name=f"taskqueue {self._group.type}", daemon=True).start()
         try:
-            self._ready.result()
+            if (trouble := self._ready.get()) is not None:
+                raise trouble
         except BaseException:
-            self._stop(True)
-            wait([self._over])
+            self._leave(hard=True)
             raise
         return self
 
@@ -119,14 +125,24 @@ class Running:
         if os.getpid() != self._pid:  # a child that was forked in the block: it is none of its own
             return
         try:
-            self._stop(False)
-            wait([self._over])
+            self._leave()
         except BaseException:  # KeyboardInterrupt
-            self._stop(True)
-            wait([self._over])
+            self._leave(hard=True)
             raise
-        if error is None or isinstance(error, Exception):
-            self._over.result()
+        if self._fault is not None and (error is None or isinstance(error, Exception)):
+            raise self._fault
+
+    def _leave(self, *, hard: bool = False) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # it is over already
+            self._loop.call_soon_threadsafe(self._stop, hard)
+        if not self._is_over:
+            self._ended.get()
+
+    def _stop(self, hard: bool) -> None:
+        self._asked = hard
+        if self._manager is not None:
+            self._manager.stop(hard=hard)
 
     @property
     def keeping(self) -> Keeping:
@@ -142,40 +158,31 @@ class Running:
     ) -> None:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
-    def _stop(self, hard: bool) -> None:
-        self._stopper.result()(hard)
-
     def _work(self) -> None:
+        assert self._loop is not None
+        loop = self._loop
         try:
-            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._manage())
         except BaseException as fault:
             log.critical("running %s: it can't go on", self._group.type, exc_info=True)
-            if not self._ready.done():
-                self._ready.set_exception(fault)
-            if not self._stopper.done():
-                self._stopper.set_result(lambda hard: None)
-            self._over.set_exception(fault)
-        else:
-            self._over.set_result(None)
+            self._fault = fault
+            self._ready.put(fault)
+        self._is_over = True
+        self._ended.put(None)
 
     async def _manage(self) -> None:
-        loop = asyncio.get_running_loop()
         hello = {
             "log_level": logging.getLogger().level,
             "max_result": Config().max_body,
             "formats": {"installed": formats.discover()[0], "default": "", "read_as": {}},
             "program": None if self._make is not None else place.surroundings(self._group.entry_point),
         }
-        broker, keeping = self._queue.broker.anew(), self.keeping
-        manager = Manager(broker, self._group, hello, keeping, self._workers, self._ready)
-
-        def stop(hard: bool) -> None:
-            with contextlib.suppress(RuntimeError):  # it is over already
-                loop.call_soon_threadsafe(functools.partial(manager.stop, hard=hard))
-
-        self._stopper.set_result(stop)
-        await manager.run()
+        broker = self._queue.broker.anew()
+        self._manager = Manager(broker, self._group, hello, self.keeping, self._workers, self._ready.put)
+        if self._asked is not None:
+            self._manager.stop(hard=self._asked)
+        await self._manager.run()
 
     def _workers(self, carrier: Carrier, changed: Callable[[], None]) -> Workers:
         if self._make is None:
