@@ -146,8 +146,8 @@ CREATE TABLE @schema@.history (
     story text NOT NULL,
     running text NOT NULL,
     results text,
-    kept_until timestamptz,
-    result bytea
+    result bytea,
+    kept_until timestamptz
 ) PARTITION BY RANGE (ended);
 CREATE INDEX history_id ON @schema@.history (id);
 CREATE INDEX history_reference ON @schema@.history (reference) WHERE reference IS NOT NULL;

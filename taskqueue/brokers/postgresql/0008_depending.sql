@@ -141,8 +141,9 @@ LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqs
 DECLARE
     todo endings[];
 BEGIN
-    SELECT array_agg(o) INTO todo FROM unnest(finished) o
-        WHERE EXISTS (SELECT FROM dependencies d WHERE d.needed = o.id AND d.state IS NULL);
+    SELECT array_agg(o) INTO todo
+        FROM unnest(finished) o,
+            LATERAL (SELECT FROM dependencies d WHERE d.needed = o.id AND d.state IS NULL LIMIT 1) d;
     RETURN CASE WHEN todo IS NULL THEN '{}'::text[] ELSE resolve(todo) END;
 END
 $$;
@@ -160,6 +161,7 @@ $$;
 
 -- Tells whoever waits for what is over, and then whoever waits for those that fail because of it, and so on.  Those that
 -- others are changing just now are told later: see `doubts`.
+-- Each LATERAL has an end that keeps the planner from joining in another order: its statistics are of another moment.
 CREATE FUNCTION @schema@.resolve(todo @schema@.endings[]) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -180,33 +182,41 @@ BEGIN
             FROM unnest(todo) t GROUP BY 1, 2, 3, 4, 5, 6, 8
         LOOP
             IF NOT part.kept THEN
-                numbers := ARRAY(SELECT DISTINCT l.inputs FROM (
-                    SELECT w.inputs FROM unnest(part.ids) AS e (id)
-                        JOIN dependencies d ON d.needed = e.id AND d.state IS NULL
-                        JOIN workitems w ON w.inputs = d.dependent AND w.state = 3
-                    WHERE w.failing IS NOT NULL FOR UPDATE OF w SKIP LOCKED
-                ) l);
+                numbers := ARRAY(
+                    SELECT DISTINCT w.inputs
+                    FROM unnest(part.ids) AS e (id), LATERAL (
+                        SELECT d.dependent FROM dependencies d WHERE d.needed = e.id AND d.state IS NULL OFFSET 0
+                    ) d, LATERAL (
+                        SELECT w.inputs FROM workitems w
+                        WHERE w.inputs = d.dependent AND w.state = 3 AND w.failing IS NOT NULL FOR UPDATE SKIP LOCKED
+                    ) w
+                );
                 IF cardinality(numbers) > 0 THEN
                     SELECT told || f.woken, f.finished INTO told, more FROM fail(numbers, part.cause) f;
                     next := next || more;
                 END IF;
             END IF;
             edges := ARRAY(
-                SELECT d.ctid FROM unnest(part.ids) AS e (id)
-                    JOIN dependencies d ON d.needed = e.id AND d.state IS NULL
-                    JOIN workitems w ON w.inputs = d.dependent AND w.state = 3
-                WHERE part.kept OR w.failing IS NULL FOR NO KEY UPDATE OF w SKIP LOCKED
+                SELECT d.place
+                FROM unnest(part.ids) AS e (id), LATERAL (
+                    SELECT d.ctid AS place, d.dependent FROM dependencies d
+                    WHERE d.needed = e.id AND d.state IS NULL OFFSET 0
+                ) d, LATERAL (
+                    SELECT FROM workitems w
+                    WHERE w.inputs = d.dependent AND w.state = 3 AND (part.kept OR w.failing IS NULL)
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) w
             );
             IF cardinality(edges) > 0 THEN
                 told := told || count_down(edges, part.type, part.state, part.error, part.ended);
             END IF;
             INSERT INTO endings
                 SELECT e.id, part.type, part.state, part.error, part.kept, part.rooted, part.ended
-                FROM unnest(part.ids) AS e (id)
-                WHERE EXISTS (
-                    SELECT FROM dependencies d JOIN workitems w ON w.inputs = d.dependent AND w.state = 3
-                    WHERE d.needed = e.id AND d.state IS NULL
-                );
+                FROM unnest(part.ids) AS e (id), LATERAL (
+                    SELECT FROM dependencies d,
+                        LATERAL (SELECT FROM workitems w WHERE w.inputs = d.dependent AND w.state = 3 OFFSET 0) w
+                    WHERE d.needed = e.id AND d.state IS NULL LIMIT 1
+                ) d;
         END LOOP;
         todo := next;
     END LOOP;
@@ -287,7 +297,10 @@ BEGIN
             state = CASE WHEN w.needs > f.by THEN 3 WHEN w.due > now() THEN 1 ELSE 0 END,
             due = CASE WHEN w.needs > f.by OR w.due > now() THEN w.due END,
             seq = CASE WHEN w.needs > f.by THEN w.seq ELSE nextval(pg_get_serial_sequence('@schema@.workitems', 'seq')) END
-        FROM fewer f WHERE w.inputs = f.dependent AND w.state = 3
+        FROM fewer f, LATERAL (
+            SELECT b.ctid AS place FROM workitems b WHERE b.inputs = f.dependent AND b.state = 3 OFFSET 0
+        ) b
+        WHERE w.ctid = b.place
         RETURNING w.queue, w.state
     )
     SELECT array_agg(DISTINCT c.queue) INTO woken FROM changed c WHERE c.state = 0;
@@ -312,7 +325,10 @@ BEGIN
         SET needs = nullif(c.needs, 0), state = CASE WHEN c.needs > 0 THEN 3 WHEN w.due > now() THEN 1 ELSE 0 END,
             due = CASE WHEN c.needs > 0 OR w.due > now() THEN w.due END,
             seq = CASE WHEN c.needs > 0 THEN w.seq ELSE nextval(pg_get_serial_sequence('@schema@.workitems', 'seq')) END
-        FROM counted c WHERE w.inputs = c.number AND w.state = 3
+        FROM counted c, LATERAL (
+            SELECT b.ctid AS place FROM workitems b WHERE b.inputs = c.number AND b.state = 3 OFFSET 0
+        ) b
+        WHERE w.ctid = b.place
         RETURNING w.queue, w.state
     )
     SELECT array_agg(DISTINCT c.queue) INTO woken FROM changed c WHERE c.state = 0;
@@ -366,14 +382,18 @@ BEGIN
         ORDER BY w.inputs LIMIT most FOR NO KEY UPDATE SKIP LOCKED
     );
     SELECT array_agg(DISTINCT d.needed), array_agg(DISTINCT d.dependent) INTO lost, wrong
-        FROM unnest(numbers) AS n (number) JOIN dependencies d ON d.dependent = n.number AND d.state IS NULL
+        FROM unnest(numbers) AS n (number), LATERAL (
+            SELECT d.needed, d.dependent FROM dependencies d WHERE d.dependent = n.number AND d.state IS NULL OFFSET 0
+        ) d
         WHERE NOT EXISTS (SELECT FROM endings e WHERE e.id = d.needed) AND NOT EXISTS (
             SELECT FROM workitems w
             WHERE w.id = d.needed AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
         );
     INSERT INTO endings (id) SELECT * FROM unnest(lost);
     wrong := wrong || ARRAY(
-        SELECT w.inputs FROM unnest(numbers) AS n (number) JOIN workitems w ON w.inputs = n.number AND w.state = 3
+        SELECT n.number FROM unnest(numbers) AS n (number), LATERAL (
+            SELECT w.needs FROM workitems w WHERE w.inputs = n.number AND w.state = 3 OFFSET 0
+        ) w
         WHERE w.needs IS DISTINCT FROM (
             SELECT count(*) FROM dependencies d WHERE d.dependent = n.number AND d.state IS NULL
         )
