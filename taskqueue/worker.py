@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from taskqueue.depending import Input
 from taskqueue.errors import Unsupported
 
 __all__ = ["BaseWorker", "CurrentWorkitem", "Reject", "Retry"]
@@ -47,6 +48,7 @@ class CurrentWorkitem:
     id: the same over retries.
     attempt: 1 at the first try.
     reference: the business object that it is about, or empty.
+    inputs: how those have ended that it depends on, with their results, in the order in which it names them.
     """
 
     raw: bytes
@@ -56,6 +58,7 @@ class CurrentWorkitem:
     headers: Mapping[str, Any]
     attempt: int
     reference: str
+    inputs: tuple[Input, ...] = ()
 
 
 handled_here: ContextVar[CurrentWorkitem | None] = ContextVar("handled_here", default=None)

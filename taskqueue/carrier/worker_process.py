@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from taskqueue.carrier.verdicts import Verdict, after_answer
 from taskqueue.clock import Clock
 from taskqueue.config import Group
 from taskqueue.outcome import Crashed, Outcome, Release, TimedOut
+from taskqueue.process.handing import described
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
 from taskqueue.record import Run
@@ -206,7 +207,7 @@ class WorkerProcess:
             for delivery, (_, _, properties) in zip(deliveries, items, strict=True):
                 properties["ticket"] = self._owner.ticket(self, delivery)
         meta = {"idle": idle, "start_by": self._start_by, "items": items}
-        self._wire.send(Kind.WORK, meta, b"".join(delivery.workitem.body for delivery in deliveries))
+        self._wire.send(Kind.WORK, meta, b"".join(_bodies(deliveries)))
         self._watch()
 
     def _watch(self) -> None:
@@ -391,6 +392,14 @@ def _seconds(nanoseconds: Any) -> float:
     return float(nanoseconds / 1e9)
 
 
+def _bodies(deliveries: Sequence[Delivery]) -> Iterator[bytes]:
+    for delivery in deliveries:
+        yield delivery.workitem.body
+        for one in delivery.inputs:
+            if one.payload is not None:
+                yield one.payload.body
+
+
 def _properties(delivery: Delivery) -> dict[str, Any]:
     workitem = delivery.workitem
     properties: dict[str, Any] = {"id": workitem.id, "content_type": workitem.content_type}
@@ -410,4 +419,6 @@ def _properties(delivery: Delivery) -> dict[str, Any]:
         properties["timestamp"] = workitem.timestamp
     if workitem.priority:
         properties["priority"] = workitem.priority
+    if delivery.inputs:
+        properties["inputs"] = described(delivery.inputs)
     return properties

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskqueue.depending import Input
 from taskqueue.process.calling import Answer
+from taskqueue.process.handing import read
 from taskqueue.process.line import Line, Marks
 from taskqueue.process.protocol import Kind
 from taskqueue.title import set_title, shown
@@ -37,6 +39,7 @@ class Item(NamedTuple):
     body: bytes
     properties: dict[str, Any]
     start_by: float
+    inputs: tuple[Input, ...] = ()
 
 
 def items(meta: dict[str, Any], bodies: bytes) -> Iterator[Item]:
@@ -44,8 +47,10 @@ def items(meta: dict[str, Any], bodies: bytes) -> Iterator[Item]:
     offset = 0
     start_by = math.inf if meta["idle"] else meta["start_by"]
     for number, size, properties in meta["items"]:
-        yield Item(number, bodies[offset : offset + size], properties, start_by)
-        offset += size
+        described = properties.pop("inputs", ())
+        inputs = tuple(read(described, bodies, offset + size)) if described else ()
+        yield Item(number, bodies[offset : offset + size], properties, start_by, inputs)
+        offset += size + sum(one[4] for one in described)
         start_by = meta["start_by"]
 
 
@@ -139,8 +144,8 @@ class Desk:
             set_title(f"{self._title} {running if self._running else 'idle'}")
 
 
-def current(workitem: Workitem) -> CurrentWorkitem:
-    """What a handler sees of it."""
+def current(workitem: Workitem, inputs: tuple[Input, ...] = ()) -> CurrentWorkitem:
+    """What a handler sees of it.  inputs: how those have ended that it depends on."""
     return CurrentWorkitem(
         raw=workitem.body,
         id=workitem.id,
@@ -149,4 +154,5 @@ def current(workitem: Workitem) -> CurrentWorkitem:
         headers=workitem.headers,
         attempt=workitem.attempt,
         reference=workitem.reference,
+        inputs=inputs,
     )

@@ -83,7 +83,7 @@ class InLoop:
             desk.unstarted([item])
         else:
             started = time.monotonic()
-            handled_here.set(current(workitem))
+            handled_here.set(current(workitem, item.inputs))
             answer = await call_async(self._handle, workitem, self._max_result, self._soft_time_limit, self._known)
             desk.end(item, started, answer)
         self._free.append(slot)

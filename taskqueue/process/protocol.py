@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CANNOT_BOOT", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
+__all__ = ["CANNOT_BOOT", "MAX_FRAME", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
 
 _HEAD = struct.Struct("!BII")
 MAX_FRAME = 1 << 28

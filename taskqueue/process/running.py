@@ -90,7 +90,7 @@ class InTurn:
                 desk.unstarted(batch[position:])
                 return
             started = time.monotonic()
-            self._worker.workitem = current(workitem)
+            self._worker.workitem = current(workitem, item.inputs)
             desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
 
 
@@ -130,7 +130,7 @@ class InThreads:
                     desk.unstarted([item])
                     continue
                 started = time.monotonic()
-                handled_here.set(current(workitem))
+                handled_here.set(current(workitem, item.inputs))
                 desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
         except OSError:
             return  # the carrier is gone, which the main thread sees as well
