@@ -233,7 +233,7 @@ BEGIN
         )
         SELECT array_agg(ROW(id, type, 'expired', '', false, false, ended)::endings) INTO finished FROM work;
     END IF;
-    RETURN tell(finished);
+    RETURN CASE WHEN finished IS NULL THEN '{}'::text[] ELSE tell(finished) END;
 END
 $$;
 
@@ -264,7 +264,9 @@ BEGIN
         SELECT to_json(s.counted), s.woken INTO counted, woken_all
             FROM settle(me, ends, releases, sends, bodies, lanes, sender) s;
     END IF;
-    woken_all := woken_all || doubts();
+    IF EXISTS (SELECT FROM endings) THEN
+        woken_all := woken_all || doubts();
+    END IF;
     IF reports IS NOT NULL THEN
         moved := report(me, reports);
     END IF;
