@@ -167,7 +167,8 @@ class Consumer(Protocol):
         """End deliveries: store what their outcomes imply (`taskqueue.outcome.effects`), then let them go.
 
         False where a delivery no longer counted: it was settled before, or somebody else has it now, and nothing of
-        it was kept that the broker could still take back.
+        it was kept that the broker could still take back.  What would be lent again, and somebody wants no more, ends
+        as cancelled instead.
         """
 
     def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
@@ -185,8 +186,12 @@ class Consumer(Protocol):
         A `receive` that is waiting goes on to wait, and counts as the next one.
         """
 
-    async def report(self, underway: Sequence[Underway]) -> None:
-        """Say what runs, about once a second.  A broker that is no store ignores it."""
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
+        """Say what runs, about once a second; returns those of its deliveries that somebody wants no more.
+
+        (See `Store.cancel`.)  Each of them every time, until it is settled; also those that don't run.  A broker that
+        is no store ignores what runs, and returns nothing.
+        """
 
     async def close(self) -> None:
         """Give back everything that is not settled.  May be called twice."""

@@ -7,6 +7,7 @@
     ├── PluginError              an entry point did not load, or a worker process of its group can't start
     ├── FormatError              bytes are not a workitem; never retried
     ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
+    ├── TaskCancelled            raised in a handler whose workitem somebody wants no more
     ├── UnknownTask              no workitem has this id, or it is not kept any more
     ├── DuplicateTask            a workitem with this id has not ended yet
     ├── TaskFailure              it ran and failed, or was given up; has the error and the remote traceback
@@ -32,6 +33,7 @@ __all__ = [
     "ResultTimeout",
     "SendFailed",
     "SoftTimeLimitExceeded",
+    "TaskCancelled",
     "TaskExpired",
     "TaskFailure",
     "TaskQueueError",
@@ -76,6 +78,16 @@ class SoftTimeLimitExceeded(TaskQueueError):
 
     def __init__(self, *seconds: float) -> None:
         super().__init__(*(f"ran longer than soft_time_limit of {limit:g} s" for limit in seconds))
+
+
+class TaskCancelled(TaskQueueError):
+    """Raised in a handler, by its next `check` or `progress`: somebody wants its workitem no more.
+
+    One that lets it pass has ended `cancelled`, and is not tried again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("somebody wants this workitem no more")
 
 
 class UnknownTask(TaskQueueError):

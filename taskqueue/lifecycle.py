@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import assert_never
 
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import Workitem
 
 __all__ = ["ENDED", "MOVES", "State", "after", "at_first", "may"]
@@ -25,7 +25,7 @@ class State(enum.StrEnum):
     succeeded: its handler returned.
     failed: its handler failed, and no retry was left; or what it depends on did not succeed, and it never ran.
     dead: it was given up: it crashed or timed out for good, was rejected, or is no workitem at all.
-    cancelled: somebody wanted it no more.
+    cancelled: somebody wanted it no more; it never started, or was stopped.
     expired: its time was over before it was started.
     """
 
@@ -102,6 +102,8 @@ def after(workitem: Workitem, outcome: Outcome, rules: Rules, now: float) -> Sta
             return at_first(forwarded, now)
         case Dead(reason):
             return State.EXPIRED if reason == "expired" else State.DEAD
+        case Cancelled():
+            return State.CANCELLED
         case Release():
             return State.WAITING
         case _:

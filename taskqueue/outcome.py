@@ -6,12 +6,13 @@ delivery then, or gives it back.  So the outcomes mean the same everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, assert_never
 
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
 __all__ = [
+    "Cancelled",
     "Crashed",
     "Dead",
     "Done",
@@ -147,11 +148,21 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody wants it no more, and it was stopped: no retry, no dead letter, a result only for who waits for one.
+
+    how: by what; empty where it had not started.
+    """
+
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Give it back as if it had never been lent; it will be lent again."""
 
 
-Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Release
+Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Cancelled | Release
 
 
 class Effects(NamedTuple):
@@ -197,6 +208,11 @@ def effects(
         case Dead(reason, detail, result):
             error = f"{reason}: {detail}" if detail else reason
             return _given_up(workitem, rules, queue, now, reason, detail, error, result)
+        case Cancelled(how):
+            nowhere = replace(rules, results_routing_key="")
+            return Effects(
+                _results(workitem, nowhere, "failed", Payload(), f"cancelled: {how}" if how else "cancelled")
+            )
         case Release():
             return Effects(ends=False)
         case _:

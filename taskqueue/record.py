@@ -7,6 +7,7 @@ from typing import NamedTuple, assert_never
 
 from taskqueue.lifecycle import ENDED, State, after, at_first
 from taskqueue.outcome import (
+    Cancelled,
     Crashed,
     Dead,
     Done,
@@ -66,8 +67,9 @@ class Attempt(NamedTuple):
     """One try, and what became of it.
 
     number: 1 at first; a try that did not count, because its carrier died, has the number of the one after it.
-    outcome: `succeeded`, `failed`, `retry`, `crashed`, `timed out`, `rejected`, `malformed`, `released` or `lost`; or
-    `dependency`: it was never started, because what the error names did not succeed, or its result is not kept.
+    outcome: `succeeded`, `failed`, `retry`, `crashed`, `timed out`, `rejected`, `malformed`, `released`, `lost` or
+    `cancelled`; or `dependency`: it was never started, because what the error names did not succeed, or its result is
+    not kept.
     again: POSIX seconds from which the next one could begin; None where there was to be none.
     log: the lines that the handler logged.
     """
@@ -213,7 +215,7 @@ def attempt_of(
 ) -> Attempt | None:
     """What to remember of a delivery that `outcome` brought to `state`; None where nothing was tried."""
     what, error, traceback = _told(outcome)
-    if not what or (run is None and what == "released"):
+    if not what or (run is None and what in ("released", "cancelled")):
         return None
     again = None if state in ENDED else now + outcome.delay if isinstance(outcome, Retry) else now
     return Attempt(workitem.attempt, what, run, error, traceback, again, log)
@@ -234,6 +236,8 @@ def _told(outcome: Outcome) -> tuple[str, str, str]:
             return "timed out", f"time limit of {limit:g} s", ""
         case Dead(reason, detail):
             return ("" if reason == "expired" else reason), detail, ""
+        case Cancelled(how):
+            return "cancelled", how, ""
         case Release():
             return "released", "", ""
         case Forward():

@@ -88,9 +88,11 @@ class Store(Protocol):
         """
 
     def cancel(self, id: str) -> bool:
-        """Take a workitem out of its queue for good; False where it has ended, or a worker process has it.
+        """Have a workitem end for good, without a result or a dead letter; False where it has ended.
 
-        Raises UnknownTask.
+        At once where it waits, for whatever.  What a carrier has is only wished to end, and that is stored: its handler
+        is told, then its worker process is terminated, then killed; and it is never lent again, whatever becomes of
+        carrier or host.  Where its handler succeeds before that, it has succeeded.  Raises UnknownTask.
         """
 
     def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
@@ -103,8 +105,8 @@ class Store(Protocol):
         """Do what has to be done now and then, until there is nothing left of it.
 
         Has what dead carriers had lent again, drops what need not be kept, makes statistics of the hours that are over,
-        finds what waits for nothing that has not ended.  A result that a workitem which has not ended depends on is
-        kept; so is one that a dead letter depends on.
+        finds what waits for nothing that has not ended, and ends what somebody wants no more.  A result that a workitem
+        which has not ended depends on is kept; so is one that a dead letter depends on.
         In small steps that keep nobody waiting for long, each of them whole: it may be killed at any moment, and done
         by several at once, of which all but one say that they were not needed.  `close` ends it, from any thread; it
         raises BrokerError then.

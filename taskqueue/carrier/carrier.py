@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -262,6 +263,12 @@ class Carrier:
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._kill(process)
+
+    def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
+        log.warning(
+            "worker process %d of %s goes on with what was cancelled: %s", process.pid, process.group.name, number.name
+        )
+        self._manager.send(Kind.KILL, {"pid": process.pid, "signal": number})
 
 
 def _keeping(meta: dict[str, Any]) -> Keeping:

@@ -17,7 +17,7 @@ from taskqueue.carrier.verdicts import after_death
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import Clock
 from taskqueue.loop import Loop
-from taskqueue.outcome import Failed, Release
+from taskqueue.outcome import Cancelled, Failed, Release
 from taskqueue.process.handing import weight
 from taskqueue.process.protocol import MAX_FRAME
 from taskqueue.workitem import worker_queue
@@ -259,10 +259,18 @@ class Lane:
         await self.loop.settled_all()
 
     async def report(self) -> None:
-        """Tell a store what has been running for a while."""
+        """Tell a store what has been running for a while, and hear what somebody wants no more."""
+        if not self.loop.held:
+            return
         underway = [one for process in self.processes for one in process.underway(LONG)]
-        if underway:
-            await self._consumer.report(underway)
+        unwanted = set(await self._consumer.report(underway))
+        for waiting in (self._suspects, self._waiting):
+            for delivery in unwanted.intersection(waiting):
+                waiting.remove(delivery)
+                self.loop.end(Ended(delivery, Cancelled()))
+        for delivery in unwanted:
+            for process in self.processes:
+                process.cancel(delivery)
 
     def state(self) -> str:
         """One line for the log."""

@@ -8,15 +8,15 @@ from typing import Any
 from taskqueue import formats
 from taskqueue.config import Group
 from taskqueue.formats import Formats
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
 from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
 
-__all__ = ["Verdict", "after_answer", "after_death"]
+__all__ = ["Verdict", "after_answer", "after_death", "unwanted"]
 
-Verdict = TimedOut | Crashed | Release
-"""What a worker process was killed for, as far as one workitem is concerned that it ran."""
+Verdict = TimedOut | Crashed | Cancelled | Release
+"""What a worker process was killed for, as far as one workitem is concerned that it ran; or that it is unwanted."""
 
 
 def after_answer(
@@ -75,8 +75,21 @@ def after_death(
             return TimedOut(limit, formats.failed_result(workitem, error, "", known))
         case Crashed(why):
             return _crashed(workitem, why, known)
+        case Cancelled():
+            return Cancelled(how)
         case None:
             return _crashed(workitem, how, known)
+
+
+def unwanted(outcome: Outcome) -> Outcome:
+    """The same for one that somebody wants no more: what it did stays done; there is no retry, and no dead letter."""
+    match outcome:
+        case Done():
+            return outcome
+        case Failed(error) | Retry(_, error) | Dead(_, error):
+            return Cancelled(error)
+        case _:
+            return Cancelled()
 
 
 def _crashed(workitem: Workitem, how: str, known: Formats) -> Crashed:

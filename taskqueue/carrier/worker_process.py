@@ -6,6 +6,7 @@ import asyncio
 import mmap
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple, Protocol
 from taskqueue import formats
 from taskqueue.broker import Delivery, Ended, Underway
 from taskqueue.carrier.account import Account
+from taskqueue.carrier.cancelling import Cancelling
 from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.pace import START_WITHIN
-from taskqueue.carrier.verdicts import Verdict, after_answer
+from taskqueue.carrier.verdicts import Verdict, after_answer, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Crashed, Outcome, Release, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Outcome, Release, TimedOut
 from taskqueue.process.handing import described
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
@@ -63,6 +65,9 @@ class Owner(Protocol):
 
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
+
+    def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
+        """A workitem that was cancelled goes on: all of its process group is to get this signal; it is condemned."""
 
 
 class Cut(NamedTuple):
@@ -118,6 +123,7 @@ class WorkerProcess:
         self._alone = False
         self._completes = False  # whether its handlers may end workitems by themselves
         self._completing: set[int] = set()  # those that they may have ended so
+        self._cancelling = Cancelling(group.cancel_timeout)
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
@@ -125,7 +131,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         file = os.memfd_create("taskqueue-start-marks", os.MFD_CLOEXEC)
-        size = -(-self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-2 * self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
         os.ftruncate(file, size)
         self._marks = mmap.mmap(file, size)
         self._wire = Wire(sock, self._heard, lambda reason: owner.mute(self, reason))
@@ -220,6 +226,8 @@ class WorkerProcess:
                 times.append(self._oldest + self.group.time_limit)
             if self.group.memory_limit:
                 times.append(self._weighed + WEIGH_EVERY)
+        if self._cancelling.look_at is not None:
+            times.append(self._cancelling.look_at)
         if times and (self._timer is None or min(times) < self._timer.when()):
             if self._timer is not None:
                 self._timer.cancel()
@@ -230,8 +238,13 @@ class WorkerProcess:
         late = self._overdue()
         if late:
             self._owner.unstarted(self, late)
+        now = self._clock.monotonic()
         if self._condemned is None:
-            self._check_limits(self._clock.monotonic())
+            self._check_limits(now)
+        if (number := self._cancelling.due(now)) is not None:
+            self.condemn({})
+            self._note_work()
+            self._owner.unwanted(self, number)
         self._watch()
 
     def _check_limits(self, now: float) -> None:
@@ -261,6 +274,19 @@ class WorkerProcess:
         """
         if self._condemned is None:
             self._condemned = verdicts
+
+    def cancel(self, delivery: Delivery) -> None:
+        """If it runs here: tell its handler that somebody wants it no more, and see to it that it ends.
+
+        What has not been started is left alone: it starts soon, or comes back.  May be called again.
+        """
+        size = self.slots * START_MARK.size
+        for slot, (number,) in enumerate(START_MARK.iter_unpack(self._marks[:size])):
+            if self._handed.get(number) is delivery and number not in self._cancelling:
+                START_MARK.pack_into(self._marks, size + slot * START_MARK.size, number)
+                self._wire.send(Kind.CANCEL, [number])  # for those whose event loop reads while handlers run
+                self._cancelling.begin(number, self._clock.monotonic())
+                self._watch()
 
     def _overdue(self) -> list[Delivery]:
         """Take back what should have been started by now and was not, and may not be started any more."""
@@ -318,6 +344,8 @@ class WorkerProcess:
         running = []
         for number in sorted(self.started()):
             verdict = None if self._condemned is None else self._condemned.get(number, Release())
+            if number in self._cancelling:
+                verdict = Cancelled()
             run, log = self._account.ran(self._ran_for(number)), self._account.take(number)
             running.append(Cut(self._handed.pop(number), verdict, run, log, number in self._completing))
         rest = list(self._handed.values())
@@ -336,6 +364,9 @@ class WorkerProcess:
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
                 outcome = self._judged(self._handed[number], answer, payload)
                 delivery = self._take(number)
+                if number in self._cancelling:
+                    self._cancelling.over(number)
+                    outcome = unwanted(outcome)
                 self._ended += 1
                 self._stuck = False
                 if self._memory is not None:

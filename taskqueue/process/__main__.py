@@ -45,6 +45,7 @@ def main() -> int:
     forwarder.here = desk.here
     if isinstance(worker, BaseWorker):
         worker.say_progress = desk.progress
+        worker.is_unwanted = desk.is_unwanted
         if worker.completes:
             from taskqueue.process.completing import Completing  # what others shall not wait for
 

@@ -123,6 +123,11 @@ class Desk:
             self._said[number] = now
             self._line.send(Kind.PROGRESS, [number, done, total, note])
 
+    def is_unwanted(self) -> bool:
+        """Whether the one that is handled here is to be cancelled."""
+        number = self.here()
+        return number != 0 and number in self._marks[self._slots : 2 * self._slots]
+
     def complete(self, connection: object, result: Any) -> None:
         """End the one that is handled here in the transaction of `connection`."""
         assert self.completing is not None

@@ -18,7 +18,7 @@ __all__ = ["Forwarder", "Line", "Marks"]
 LONGEST_LOG = 1 << 16  # characters of a log record
 LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
 Marks = ctypes.Array[ctypes.c_uint64]
-"""One for each workitem that may run at once: the number of the hand-over that was started there last, or 0."""
+"""Numbers of hand-overs: see `protocol.START_MARK`."""
 
 
 class Line:

@@ -195,9 +195,11 @@ def how_it_ended(returncode: int) -> str:
 def everything_of(process: Offspring, number: signal.Signals) -> None:
     """Send a signal to `process` and to its process group, while it has not been waited for."""
     if process.returncode is None:
-        for send in (os.killpg, os.kill):  # both: it may have left its group
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                send(process.pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) != process.pid:  # it has left its group
+                os.kill(process.pid, number)
 
 
 def ended(process: Offspring) -> int | None:

@@ -23,6 +23,7 @@ _PARTS = (
     "watching",
     "recorded",
     "asking",
+    "cancelling",
     "depending",
     "upkeep",
 )

@@ -273,7 +273,7 @@ class Children:
             case Kind.KILL:
                 process = self.processes.get(meta["pid"])
                 if process is not None and process.carrier is carrier:
-                    everything_of(process.offspring, signal.SIGKILL)
+                    everything_of(process.offspring, signal.Signals(meta.get("signal", signal.SIGKILL)))
             case Kind.DRAINED:
                 log.debug("carrier %d has settled everything", carrier.pid)
             case Kind.LOG:

@@ -8,7 +8,7 @@ import itertools
 import queue as queues
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
 from taskqueue.brokers.memory.dependencies import Dependencies, Item
@@ -112,6 +112,12 @@ class MemoryBroker:
             for item in self._waiting[queue]
             if item[3].id == id
         )
+
+    def drop_unwanted(self, ids: Iterable[str]) -> None:
+        """These may be lent to nobody any more: what somebody wants no more of them is over."""
+        for id in self.records.unwanted.intersection(ids):
+            if self.withdraw(id):
+                self.records.cancelled(id)
 
     def pending(self, type: str) -> list[Item]:
         """What waits for workers of `type`, or for others before that; the latest that was sent comes first."""

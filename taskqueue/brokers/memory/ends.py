@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import queue as queues
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
@@ -36,6 +36,7 @@ class Place(Protocol):
     def take(self, queue: str, limit: int) -> tuple[list[Item], float | None]: ...
     def waiting(self, queue: str) -> list[Item]: ...
     def remove(self, queue: str, item: Item) -> bool: ...
+    def drop_unwanted(self, ids: Iterable[str]) -> None: ...
     def replies(self) -> tuple[str, queues.SimpleQueue[Workitem]]: ...
     def no_replies(self, name: str) -> None: ...
 
@@ -85,7 +86,7 @@ class MemoryConsumer:
         self._broker = broker
         self._queue = queue
         self._lease = Lease()
-        self._lent: dict[int, Item] = {}
+        self._lent: dict[int, tuple[Delivery, Item]] = {}
         self._tags = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
@@ -110,32 +111,37 @@ class MemoryConsumer:
 
     def _lend(self, item: Item) -> Delivery:
         tag = next(self._tags)
-        self._lent[tag] = item
         inputs = self._broker.dependencies.inputs(item[3]) if is_recorded(self._queue) else ()
-        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease, inputs=inputs)
+        delivery = Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease, inputs=inputs)
+        self._lent[tag] = delivery, item
+        return delivery
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         with self._broker.lock:
-            return [self._settle(item) for item in ended]
+            counted = [self._settle(item) for item in ended]
+            self._broker.drop_unwanted(item.delivery.workitem.id for item in ended)
+            return counted
 
     def _settle(self, ended: Ended) -> bool:
         delivery = ended.delivery
-        if delivery.lease is not self._lease or (item := self._lent.pop(delivery.tag, None)) is None:
+        if delivery.lease is not self._lease or (lent := self._lent.pop(delivery.tag, None)) is None:
             return False
         workitem, now = delivery.workitem, self._broker.clock.wall()
         todo = effects(workitem, ended.outcome, ended.rules, queue=delivery.queue, now=now)
         for send in todo.sends:
             self._broker.send(send)
         if not todo.ends:
-            self._broker.put_back(delivery.queue, item)
+            self._broker.put_back(delivery.queue, lent[1])
         self._broker.records.settled(ended)
         return True
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         with self._broker.lock:
             for one in underway:
                 if one.delivery.tag in self._lent:
                     self._broker.records.started(one)
+            unwanted = self._broker.records.unwanted if is_recorded(self._queue) else ()
+            return [one for one, _ in self._lent.values() if one.workitem.id in unwanted] if unwanted else ()
 
     def ticket(self, delivery: Delivery) -> None:
         return None
@@ -151,9 +157,10 @@ class MemoryConsumer:
             self.closed = True
             self._lease.lost = True
             lent, self._lent = self._lent, {}
-            for item in lent.values():
+            for _, item in lent.values():
                 self._broker.put_back(self._queue, item)
                 self._broker.records.released(item[3])
+            self._broker.drop_unwanted(item[3].id for _, item in lent.values())
         self.wake()
 
 

@@ -31,6 +31,7 @@ class Records:
 
     on_end, on_drop: called with each record of what has ended, and with the id of each that is dropped.
     ends: how many have ended so far.
+    unwanted: ids of what is lent, and somebody wants no more.
     """
 
     def __init__(self, lock: threading.Lock, clock: Clock) -> None:
@@ -42,6 +43,7 @@ class Records:
         self._ended: deque[str] = deque()
         self._until: dict[str, float] = {}  # when results end, POSIX seconds
         self.ends = 0
+        self.unwanted: set[str] = set()
         self.on_end: Callable[[Record], None]
         self.on_drop: Callable[[str], None]
 
@@ -50,6 +52,7 @@ class Records:
         if is_recorded(queue):
             self._records.pop(workitem.id, None)
             self._until.pop(workitem.id, None)
+            self.unwanted.discard(workitem.id)
             self._records[workitem.id] = born(workitem, sender=self._sender, now=self._clock.wall())
 
     def blocked(self, id: str) -> None:
@@ -94,7 +97,7 @@ class Records:
         self._change(workitem, lambda record: lost(record, workitem, now=self._clock.wall()))
 
     def cancelled(self, id: str) -> None:
-        """It was taken out of its queue."""
+        """It was taken out of its queue, and somebody wants it no more."""
         self._end(replace(self._records[id], state=State.CANCELLED, ended=self._clock.wall()))
 
     def _change(self, workitem: Workitem, change: Callable[[Record], Record]) -> None:
@@ -107,6 +110,7 @@ class Records:
         if record.state not in ENDED:
             return
         self.ends += 1
+        self.unwanted.discard(record.id)
         self.has_ended.notify_all()
         self._ended.append(record.id)
         if len(self._ended) > MOST_ENDED:
@@ -227,10 +231,12 @@ class MemoryStore:
 
     def cancel(self, id: str) -> bool:
         with self._records.lock:
-            self._records.get(id)
-            if not self._waiting.withdraw(id):
+            if self._records.get(id).state in ENDED:
                 return False
-            self._records.cancelled(id)
+            if self._waiting.withdraw(id):
+                self._records.cancelled(id)
+            else:
+                self._records.unwanted.add(id)
             return True
 
     def ended(self, ids: Sequence[str]) -> dict[str, Record | None]:

@@ -270,13 +270,14 @@ class PostgreSQLConsumer:
         self._ready.clear()
         return self._settle(taken) if taken else None
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         if self.closed:
-            return
+            return ()
         report = _Report(underway, asyncio.get_running_loop().create_future())
         self._reports.append(report)
         self._engine.poke()
         await report.stored
+        return ()
 
     async def close(self) -> None:
         if self.closed:

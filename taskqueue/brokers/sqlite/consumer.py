@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
-from taskqueue.brokers.sqlite import dependencies, names, queues
+from taskqueue.brokers.sqlite import cancelling, dependencies, names, queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.brokers.sqlite.history import Ending, ending
 from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
@@ -179,7 +179,7 @@ class SQLiteConsumer:
         if claimed:
             self._wake.set()
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         running = [
             (told(one.run, one.progress), one.delivery.tag) for one in underway if one.delivery.tag in self._lives
         ]
@@ -189,6 +189,8 @@ class SQLiteConsumer:
 
         if running:
             await self._engine.write(work, begin=lambda: (len(running), False))
+        unwanted = await self._engine.read(lambda connection: cancelling.lent(connection, self._engine.carrier))
+        return [self._lent[tag] for tag in unwanted if tag in self._lent]
 
     def resize(self, reserve: int) -> None:
         if reserve > self._reserve:

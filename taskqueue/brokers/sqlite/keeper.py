@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskqueue.broker import Options
-from taskqueue.brokers.sqlite import carriers, dependencies, hours, queues
+from taskqueue.brokers.sqlite import cancelling, carriers, dependencies, hours, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import lock_file
@@ -65,8 +65,10 @@ class Keeper:
     def _round(self, database: Database, keeping: Keeping) -> Round:
         known = self._known(database, keeping)
         self._drop_expired(database)
+        adopted = self._adopt(database)
+        self._end_unwanted(database)
         return Round(
-            carriers=self._adopt(database),
+            carriers=adopted,
             results=self._bound_results(database) + self._expire_results(database),
             dead_letters=self._expire_letters(database),
             hours=self._make_statistics(database),
@@ -123,6 +125,17 @@ class Keeper:
         with database.reading() as connection:
             dead = carriers.orphans(connection, self._path)
         return self._write(database, lambda connection: carriers.adopt(connection, self._path)) if dead else 0
+
+    def _end_unwanted(self, database: Database) -> None:
+        """What nobody has is over, whether anybody would claim it or not."""
+        with database.reading() as connection:
+            if not cancelling.exist(connection):
+                return
+        outbox = Outbox(self._clock.wall())
+        with database.writing(durable=False, told=outbox.told) as connection:
+            outbox.record(cancelling.take(connection, outbox.now))
+            cancelling.sweep(connection)
+            outbox.store(connection)
 
     def _bound_results(self, database: Database) -> int:
         """The oldest results beyond the number that is kept; of those in records, readers are to see no more."""

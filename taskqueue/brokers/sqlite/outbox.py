@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from taskqueue.brokers.sqlite import dependencies, history
+from taskqueue.brokers.sqlite import cancelling, dependencies, history
 from taskqueue.brokers.sqlite.dependencies import Failed, Freed, Row
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
 from taskqueue.brokers.sqlite.names import there
@@ -53,7 +53,7 @@ class Outbox:
 
     def __init__(self, now: float, *, again: bool = False) -> None:
         self.told: set[str] = set()
-        self._now = now
+        self.now = now
         self._again = again
         self._first: tuple[Any, ...] | None = None
         self._rows: list[tuple[Any, ...]] = []
@@ -65,7 +65,7 @@ class Outbox:
 
     def put(self, items: Iterable[tuple[str, Workitem, Life | None]]) -> None:
         """Store workitems in queues, in order."""
-        now = self._now
+        now = self.now
         for queue, workitem, life in items:
             self.told.add(queue)
             begins = life is not None and not life.born
@@ -92,7 +92,7 @@ class Outbox:
 
     def mend(self, connection: sqlite3.Connection) -> int:
         """Inside the transaction, before `store`: see `dependencies.mend`.  How many were mended."""
-        count, self._freed = dependencies.mend(connection, self._now)
+        count, self._freed = dependencies.mend(connection, self.now)
         return count
 
     def store(self, connection: sqlite3.Connection) -> None:
@@ -101,10 +101,12 @@ class Outbox:
         if self._first is not None:
             before = connection.execute(_FIRST, self._first).lastrowid or 0
         _store(connection, _MORE, self._rows)
+        if self._records or self._unkept:
+            cancelling.forget(connection, [record[0] for record in (*self._records, *self._unkept)])
         freed = self._freed
         if self._linked:
             rows = [Row(before + count, workitem, begins) for count, workitem, begins in self._linked]
-            freed = dependencies.link(connection, rows, self._now, again=self._again)
+            freed = dependencies.link(connection, rows, self.now, again=self._again)
         elif not dependencies.exist(connection):
             _store(connection, _RECORDS, self._records)
             return
@@ -116,7 +118,7 @@ class Outbox:
             if unkept:
                 needed, _ = dependencies.dependents(connection, [record[1] for record in unkept])
             ended = [*ended, *(record for record in unkept if record[1] in needed)]
-            ended += [history.unmet(*one, self._now) for one in freed.failed]
+            ended += [history.unmet(*one, self.now) for one in freed.failed]
             _store(connection, _RECORDS, ended)
             self._answer(connection, freed.failed)
             over = [*ended, *unkept]
@@ -131,7 +133,7 @@ class Outbox:
             for send in unmet(workitem, why).sends:
                 if there(connection, send.queue):
                     self.told.add(send.queue)
-                    connection.execute(*putting(send.queue, send.workitem, None, self._now))
+                    connection.execute(*putting(send.queue, send.workitem, None, self.now))
 
 
 def _store(

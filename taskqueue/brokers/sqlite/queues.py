@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskqueue.brokers.sqlite import dependencies, history
+from taskqueue.brokers.sqlite import cancelling, dependencies, history
 from taskqueue.brokers.sqlite.history import Ending
 from taskqueue.brokers.sqlite.names import there
 from taskqueue.brokers.sqlite.outbox import Outbox
@@ -83,6 +83,7 @@ def ready(connection: sqlite3.Connection, queue: str, now: float) -> bool:
         or connection.execute(due, (now,)).fetchone()
         or connection.execute(over, (queue, now)).fetchone()
         or (not is_recorded(queue) and history.has_unread(connection, queue))
+        or cancelling.is_free(connection)
     )
 
 
@@ -100,6 +101,7 @@ def claim(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
     drop_expired(connection, outbox, queue, now)
+    outbox.record(cancelling.take(connection, now))
     _bring(connection, queue, limit, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
@@ -201,15 +203,31 @@ def end(
         "UPDATE workitems SET story = ? WHERE seq = ?",
         [(e.life.story, n) for e, n, _ in endings if not e.effects.ends and e.life is not None and e.life.story],
     )
+    outbox.record(cancelling.take(connection, outbox.now))
+    over = _unwanted(connection, outbox, endings)
     sends = [
         (send, (todo[number].life if send.goes_on else None) or born(send.queue, sender))
         for number in todo
-        if number in counted
+        if number in counted and number not in over
         for send in todo[number].effects.sends
     ]
     are_there = {queue: there(connection, queue) for queue in {send.queue for send, _ in sends}}
     outbox.put([(send.queue, send.workitem, life) for send, life in sends if are_there[send.queue]])
     return set(counted)
+
+
+def _unwanted(connection: sqlite3.Connection, outbox: Outbox, endings: Sequence[tuple[Ending, int, str]]) -> set[int]:
+    """The numbers of what would go on, and somebody wants no more: it has ended instead."""
+    going_on = [
+        (number, send.workitem, ending.life, running)
+        for ending, number, running in endings
+        if ending.life is not None
+        for send in ending.effects.sends
+    ]
+    lives = cancelling.those_of(connection, [life.born or 0 for _, _, life, _ in going_on])
+    over = [one for one in going_on if one[2].born in lives]
+    outbox.record([_ran(history.cancelled(item, life, outbox.now), running) for _, item, life, running in over])
+    return {number for number, *_ in over}
 
 
 def _ran(values: tuple[Any, ...], running: str) -> tuple[Any, ...]:
@@ -228,14 +246,14 @@ def report(connection: sqlite3.Connection, carrier: int, running: Sequence[tuple
 
 
 def cancel(connection: sqlite3.Connection, outbox: Outbox, id: str, now: float) -> bool:
-    """Take a live workitem out of its queue for good; False where that is too late."""
+    """Take a live workitem out of its queue for good, or wish that for one that is lent; False: it has ended."""
     rows = connection.execute(
         f"""DELETE FROM workitems WHERE born IS NOT NULL AND id = ? AND state <> {LENT}
         RETURNING {LIFE}, {FIELDS}""",
         (id,),
     ).fetchall()
     _cancelled(outbox, rows, now)
-    return bool(rows)
+    return cancelling.wish(connection, id) or bool(rows)
 
 
 def _cancelled(outbox: Outbox, rows: Sequence[tuple[Any, ...]], now: float) -> None:

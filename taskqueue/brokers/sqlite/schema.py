@@ -114,6 +114,7 @@ CREATE TABLE keeping (type TEXT PRIMARY KEY, age REAL NOT NULL, most INTEGER NOT
 # dependencies: what a life depends on, by its number (`born`), from its begin to its end; of a dead letter by its seq.
 # pending: whether that has not ended yet.  What waits for others has no counter: it is blocked while one is pending.
 # until: from when on a result is not kept any longer, POSIX seconds.
+# unwanted: lives that are lent, and that somebody wants no more, by their numbers; nearly always empty.
 _THIRD = f"""
 CREATE INDEX ids ON workitems (id) WHERE born IS NOT NULL;
 CREATE INDEX blocked ON workitems (queue) WHERE state = {BLOCKED};
@@ -128,6 +129,7 @@ CREATE INDEX dependents ON dependencies (id);
 CREATE INDEX pending ON dependencies (dependent) WHERE pending;
 ALTER TABLE ended ADD COLUMN until REAL;
 CREATE INDEX ended_until ON ended (until) WHERE until IS NOT NULL AND result IS NOT NULL;
+CREATE TABLE unwanted (born INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
 """
 
 MIGRATIONS = (_FIRST, _SECOND, _THIRD)
