@@ -85,9 +85,9 @@ class Queue(Sender):
         return self._store.history(reference=reference, type=type, states=states, limit=limit)
 
     def cancel(self, id: str) -> bool:
-        """Take a workitem out of its queue for good; False where it has ended, or a worker process has it.
+        """Have a workitem end for good, also while it runs; False where it has ended.
 
-        Raises UnknownTask.
+        What runs goes on for a moment: `status` says when it has ended, mostly `cancelled`.  Raises UnknownTask.
         """
         return self._store.cancel(id)
 

@@ -64,6 +64,13 @@ class Threads(Notes):
             self.note("cleaned-up")
             raise
 
+    def heed(self, seconds):
+        """Looks often whether somebody wants it no more."""
+        end = time.monotonic() + float(seconds)
+        while time.monotonic() < end:
+            self.check()
+            time.sleep(0.01)
+
     def swallow(self, seconds):
         """Ends in good order at its soft time limit."""
         try:
@@ -110,6 +117,10 @@ class Loop(Notes):
         return before
 
     async def wait(self, seconds):
+        await asyncio.sleep(float(seconds))
+
+    async def heed(self, seconds):
+        """Hears of it without looking."""
         await asyncio.sleep(float(seconds))
 
     async def block(self, seconds):

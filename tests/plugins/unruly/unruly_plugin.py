@@ -76,6 +76,36 @@ class Unruly(BaseWorker):
         self.progress(4, 4, "all")
         return "told"
 
+    def heed(self, seconds):
+        """Looks often whether somebody wants it no more."""
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        for _ in range(int(float(seconds) * 100)):
+            self.check()
+            time.sleep(0.01)
+
+    def heed_progress(self, seconds):
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        for n in range(int(float(seconds) * 100)):
+            self.progress(n)
+            time.sleep(0.01)
+
+    def heed_well(self, seconds):
+        """Ends in good order."""
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        end = time.monotonic() + float(seconds)
+        while not self.cancelled and time.monotonic() < end:
+            time.sleep(0.01)
+        return "as far as it came"
+
+    def doze(self, seconds):
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        time.sleep(float(seconds))
+
+    def resist(self, seconds):
+        """Does not let itself be terminated."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.doze(seconds)
+
     def odd_result(self, kind):
         return {"object": object(), "set": {1}, "nan": float("nan"), "key": {(1, 2): 3}}[kind]
 
