@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from actor import Actor, scene
+from actor import ITEM, Actor, scene
 
+from taskqueue.broker import Delivery, Input
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.config import Group
-from taskqueue.outcome import Done, Release, TimedOut
+from taskqueue.lifecycle import State
+from taskqueue.outcome import Done, Payload, Release, TimedOut
+from taskqueue.process.desk import items
 from taskqueue.process.protocol import Kind, pack
 
 OVER = ("over", "time limit of 0.05 s")
@@ -38,6 +41,28 @@ class TestWorkerProcess:
             actor.socket.sendall(pack(Kind.ENDED, [1, 0.1, None, 0, "done", None, []]))
             assert actor.buried() == ({}, ["b"])
             assert actor.owner.events[0] == ("ended", "a", Done(None))
+
+        scene(play)
+
+    def test_it_gets_the_inputs_of_a_workitem_with_it(self) -> None:
+        inputs = (
+            Input("a", "t", State.SUCCEEDED, Payload(b"first")),
+            Input("b", "t", State.FAILED, None, "ValueError: x", "Traceback"),
+            Input("c", "t", State.SUCCEEDED, Payload(b"third", "text/plain")),
+        )
+
+        def play(actor: Actor) -> None:
+            actor.process.hand_over(
+                [
+                    Delivery(workitem=ITEM, queue="worker_t", tag=tag, lease=actor.lease, inputs=given)
+                    for tag, given in (("a", ()), ("b", inputs), ("c", ()))
+                ]
+            )
+            data = actor.socket.recv(1 << 16)
+            ((_, meta, bodies),) = [frame for frame in actor.frames.feed(data) if frame[0] == Kind.WORK]
+            found = list(items(meta, bodies))
+            assert [one.body for one in found] == [ITEM.body] * 3
+            assert [one.inputs for one in found] == [(), inputs, ()]
 
         scene(play)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,7 +17,9 @@ from taskqueue.testing.asking import AskingContract
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
 from taskqueue.testing.cancelling import CancellingContract
 from taskqueue.testing.depending import DependingContract
+from taskqueue.testing.inputs import InputsContract
 from taskqueue.testing.recorded import RUN, RecordedResultsContract
+from taskqueue.testing.sizes import SizesContract
 from taskqueue.testing.upkeep import UpkeepContract
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
 
@@ -29,15 +30,16 @@ FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 @pytest.mark.timeout(4 * LIMIT)
 class StoreContract(
-    CancellingContract, DependingContract, AskingContract, UpkeepContract, RecordedResultsContract, Contract
+    CancellingContract,
+    DependingContract,
+    InputsContract,
+    SizesContract,
+    AskingContract,
+    UpkeepContract,
+    RecordedResultsContract,
+    Contract,
 ):
     """Subclass it with a fixture `broker_factory`: see `taskqueue.testing`."""
-
-    @pytest.fixture
-    def store(self, bench: Bench) -> Iterator[Store]:
-        store = bench.broker.store()
-        yield store
-        store.close()
 
     def test_an_id_that_never_was_is_unknown(self, store: Store) -> None:
         for ask in (store.record, store.cancel, lambda id: store.wait(id, timeout=0)):

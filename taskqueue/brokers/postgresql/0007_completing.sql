@@ -12,6 +12,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_tem
 DECLARE
     place tid;
     held boolean;
+    woken text[];
 BEGIN
     PERFORM FROM workitems w
         WHERE w.id = complete.id AND w.seq = complete.seq AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
@@ -26,8 +27,10 @@ BEGIN
             'its lease, and somebody else has it or will', complete.id USING ERRCODE = 'TQ001';
     END IF;
     ending := jsonb_build_array(ending || jsonb_build_object('seq', complete.seq, 'place', place));
-    PERFORM settle(me, ending::json, NULL, sends, bodies, lanes, sender);
-    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+    SELECT s.woken INTO woken FROM settle(me, ending::json, NULL, sends, bodies, lanes, sender, true) s;
+    IF cardinality(told) > 0 THEN
+        PERFORM pg_notify('@name@', queue) FROM unnest(told || woken) AS queue;
+    END IF;
 END
 $$;
 
@@ -45,7 +48,7 @@ BEGIN
     PERFORM FROM workitems w
         WHERE w.id = whether_over.id AND w.seq = whether_over.seq
             AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
-        FOR UPDATE SKIP LOCKED;
+        FOR NO KEY UPDATE SKIP LOCKED;
     IF FOUND THEN
         RETURN 'open';
     END IF;

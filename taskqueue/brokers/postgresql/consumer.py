@@ -182,7 +182,9 @@ class PostgreSQLConsumer:
         if claimed is None:
             return
         for row in claimed:
-            delivery = Delivery(workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease)
+            delivery = Delivery(
+                workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease, inputs=row.inputs
+            )
             self._lent[row.seq] = delivery, row
             self._ready.append(delivery)
         self._note(claimed)

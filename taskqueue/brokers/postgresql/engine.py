@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
@@ -50,11 +50,12 @@ class Member(Protocol):
 
 
 class _Answer(NamedTuple):
-    """Which deliveries counted, what was lent for each claim, and the rows that have moved."""
+    """Which deliveries counted, what was lent for each claim, the rows that have moved, and queues to be told of."""
 
     counted: set[int]
     lent: Mapping[int, list[Row]]
     moved: Mapping[int, str]
+    woken: Sequence[str] = ()
 
 
 class Engine:
@@ -132,6 +133,7 @@ class Engine:
                     known = want is not None and generation == self._link.lost
                     claimed = answer.lent.get(number, []) if known else None
                     member.finish(answer.counted, claimed, answer.moved)
+                self._woken(answer.woken)
         finally:
             self._working = None
 
@@ -160,9 +162,9 @@ class Engine:
                     self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
                     reports, told,
                 )  # fmt: skip
-                counted, lent, lent_bodies, due, moved = row
+                counted, lent, lent_bodies, due, moved, woken = row
                 self._wait_for(due)
-                return _Answer(set(counted or ()), _share(lent, lent_bodies), dict(moved or ()))
+                return _Answer(set(counted or ()), _share(lent, lent_bodies), dict(moved or ()), woken or ())
 
         def lose() -> _Answer:
             self._link.lose("the database says so")
@@ -184,6 +186,7 @@ class Engine:
             "lease": self._link.term >> 32,
             "seq": row.seq,
             "story": row.story,
+            "number": row.number,
         }
 
     async def whether_over(self, row: Row) -> str:
@@ -204,6 +207,13 @@ class Engine:
     def _rung(self, queue: str) -> None:
         for member in self.members:
             member.rung(queue)
+
+    def _woken(self, queues: Sequence[str]) -> None:
+        """Something else came of the last statement: work that had waited for other work, replies, ends."""
+        for queue in queues:
+            self._rung(queue)
+        if queues and self._teller is not None:
+            self._teller.later(queues)
 
     def _wait_for(self, due: float | None) -> None:
         if self._due is not None:
@@ -258,6 +268,6 @@ def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, list[Row]]:
     at = 0
     for number, items in lent or ():
         claimed = unpack(items, bodies[at:] if at else bodies)
-        at += sum(len(row.workitem.body) for row in claimed)
+        at += sum(len(row.workitem.body) + row.size for row in claimed)
         found[number] = claimed
     return found

@@ -15,7 +15,7 @@ from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.schema import VERSION, Life
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, DeliveryLost, Unsupported
-from taskqueue.joining import Connection, join
+from taskqueue.joining import Connection, check_independent, join
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -33,10 +33,7 @@ class SQLiteJoined:
         self._clock = clock
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
-        if any(workitem.after for workitem in workitems):
-            raise Unsupported(
-                "work that depends on other work is not sent in a transaction of yours: use Queue.send_many"
-            )
+        check_independent(workitems)
         named = [workitem.named() for workitem in workitems]
         to = [queue or worker_queue(workitem.type) for workitem in named]
         said = sender()

@@ -278,10 +278,10 @@ def last(connection: sqlite3.Connection) -> int:
 
 def discard(connection: sqlite3.Connection, outbox: Outbox, type: str, until: int, most: int, now: float) -> int:
     """Cancel up to `most` of these, up to the number `until`; how many.  What depends on others of them goes first."""
-    for state in (BLOCKED, WAITING, SCHEDULED):
+    for state, order in ((BLOCKED, "ORDER BY seq DESC"), (WAITING, ""), (SCHEDULED, "")):
         rows = connection.execute(
             f"""DELETE FROM workitems WHERE seq IN (
-                SELECT seq FROM workitems WHERE queue = ? AND state = {state} AND seq <= ? ORDER BY seq DESC LIMIT ?
+                SELECT seq FROM workitems WHERE queue = ? AND state = {state} AND seq <= ? {order} LIMIT ?
             ) RETURNING {LIFE}, {FIELDS}""",
             (worker_queue(type), until, most),
         ).fetchall()

@@ -36,6 +36,7 @@ class Notes(BaseWorker):
             "attempt": self.workitem.attempt,
             "pid": os.getpid(),
             "thread": threading.get_ident(),
+            "inputs": [one.id for one in self.workitem.inputs],
         }
 
 

@@ -1,6 +1,7 @@
 """Workers that do what well-behaved ones don't."""
 
 import ctypes
+import json
 import logging
 import os
 import random
@@ -26,6 +27,18 @@ class Unruly(BaseWorker):
 
     def echo(self, text):
         return text
+
+    def sum(self, number):
+        """Of the number, and all that it depends on."""
+        time.sleep(0.01)
+        return int(number) + sum(json.loads(one.payload.body) for one in self.workitem.inputs)
+
+    def ends(self, text):
+        """How those have ended that it depends on."""
+        return [
+            [one.id, one.type, one.state, one.payload and one.payload.body.decode(), one.error]
+            for one in self.workitem.inputs
+        ]
 
     def attempt(self, text):
         return self.workitem.attempt
