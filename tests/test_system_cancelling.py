@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from installations import Installation
 from system import Daemon, System, alive, until
+from system_postgresql import PostgreSQLSystem
 from system_store import SQLiteSystem
 
 from taskqueue.broker import connect
@@ -20,9 +21,13 @@ from taskqueue.record import Record
 from taskqueue.workitem import Workitem
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
 def system(installation: Installation, request: pytest.FixtureRequest) -> Iterator[System]:
-    with SQLiteSystem(installation) as system:
+    if request.param == "sqlite":
+        made: System = SQLiteSystem(installation)
+    else:
+        made = PostgreSQLSystem(installation, request.getfixturevalue("postgresql"))
+    with made as system:
         yield system
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +15,7 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Cancelled, Crashed, Done, Failed, Forward, Outcome, Payload, Release, Retry
 from taskqueue.record import Record
 from taskqueue.store import Store
-from taskqueue.testing.bench import QUEUE, RULES, TYPE, Bench, item
+from taskqueue.testing.bench import LIMIT, QUEUE, QUIET, RULES, TYPE, Bench, item
 from taskqueue.testing.recorded import RUN
 from taskqueue.upkeep import Keeping
 from taskqueue.workitem import DEAD_LETTERS, INCOMING
@@ -229,6 +232,27 @@ class CancellingContract:
 
         assert bench.run(test) == (500, True)
         assert {record.state for record in store.history(limit=1000)} == {State.CANCELLED}
+
+    def test_what_is_tried_again_and_again_ends_soon_after_it_is_wanted_no_more(
+        self, bench: Bench, store: Store
+    ) -> None:
+        ids = bench.send(*(item() for _ in range(20)))
+        left = set(ids)
+        cancelling = threading.Thread(target=lambda: [store.cancel(id) for id in ids])
+
+        async def test() -> None:
+            consumer = bench.consumer(reserve=20)
+            cancelling.start()
+            while left:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(QUIET):
+                        lent = await consumer.receive(limit=20)
+                        await consumer.settle([Ended(one, Retry(0.0), RULES, RUN) for one in lent])
+                left.difference_update(id for id in ids if store.record(id).state == State.CANCELLED)
+
+        bench.run(test)
+        cancelling.join(LIMIT)
+        assert not any(store.cancel(id) for id in ids)
 
     def told(self, store: Store, *ids: str) -> list[tuple[State, list[str]]]:
         """Of each its state, and what became of its attempts."""

@@ -124,6 +124,14 @@ CREATE TABLE @schema@.endings (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE @schema@.endings REPLICA IDENTITY FULL;
 
+-- Lives that somebody wants no more while a carrier has them, by id and begin; until they are over.  Empty at nearly all
+-- times: see `unwant`.
+CREATE TABLE @schema@.unwanted (
+    id text NOT NULL,
+    sent timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE @schema@.unwanted REPLICA IDENTITY FULL;
+
 -- Work that is over: one partition for each day (UTC) on which something ended.
 -- results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 -- kept_until: from when on the result need not be kept any longer; NULL: it stays as long as the record.

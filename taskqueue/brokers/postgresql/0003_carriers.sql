@@ -116,6 +116,7 @@ DECLARE
     part json[];
     blob bytea;
     whole constant boolean := starts_with(queue, 'worker_');
+    wishes constant boolean := EXISTS (SELECT FROM unwanted);
 BEGIN
     items := '{}';
     bodies := '';
@@ -131,6 +132,7 @@ BEGIN
                 WHERE c.state = 0 AND c.queue = claim.queue AND c.priority = lane
                     AND c.seq > coalesce((after->>lane::text)::bigint, 0)
                     AND (c.expires IS NULL OR c.expires > now())
+                    AND NOT (wishes AND EXISTS (SELECT FROM unwanted u WHERE u.id = c.id AND u.sent = c.sent))
                 ORDER BY c.seq LIMIT room FOR NO KEY UPDATE SKIP LOCKED
             ))
             RETURNING w.*, w.ctid AS place
@@ -241,10 +243,12 @@ $$;
 -- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
 -- due: seconds until the next workitem is due; said where a claim left room.
 -- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
+-- unwanted: the numbers of what it has and somebody wants no more.
 CREATE FUNCTION @schema@.turn(
     me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
     reports json, told text[],
-    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json
+    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
+    OUT unwanted json
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
@@ -265,6 +269,9 @@ BEGIN
             FROM settle(me, ends, releases, sends, bodies, lanes, sender) s;
     END IF;
     woken_all := woken_all || doubts();
+    IF EXISTS (SELECT FROM unwanted) THEN
+        unwanted := unwant(me);
+    END IF;
     IF reports IS NOT NULL THEN
         moved := report(me, reports);
     END IF;

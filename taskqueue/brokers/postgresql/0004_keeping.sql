@@ -63,6 +63,7 @@ BEGIN
     IF NOT alone() THEN
         RETURN;
     END IF;
+    PERFORM unwant(NULL);
     PERFORM pg_notify('@name@', queue) FROM unnest(doubts() || promote()) AS queue;
     dropped := 0;
     SELECT seq INTO beyond FROM workitems

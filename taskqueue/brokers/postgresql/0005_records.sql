@@ -85,15 +85,55 @@ BEGIN
 END
 $$;
 
--- Takes out of its queue for good what waits, is scheduled or blocked; false where it is too late for that.
+-- Takes out of its queue for good what waits, is scheduled or blocked; notes that what a carrier has is wanted no more;
+-- false where it is over.
 CREATE FUNCTION @schema@.cancel(sought text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
-BEGIN
-    RETURN withdraw(ARRAY(
+DECLARE
+    withdrawn constant integer := withdraw(ARRAY(
         SELECT w.ctid FROM workitems w
         WHERE w.id = sought AND w.state IN (0, 1, 3) AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
         ORDER BY w.seq FOR UPDATE
-    )) > 0;
+    ));
+BEGIN
+    -- Of whatever is there now: it may have been given back, or tried again, since then.
+    INSERT INTO unwanted
+        SELECT w.id, w.sent FROM workitems w
+        WHERE w.id = sought AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'));
+    RETURN FOUND OR withdrawn > 0;
+END
+$$;
+
+-- Cancels what somebody wants no more and nobody has any more; forgets wishes of what is over.  Returns the numbers of what
+-- a carrier has.  What is locked just now is left to the next one: `claim` lends nothing of it.
+CREATE FUNCTION @schema@.unwant(me bigint) RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    PERFORM withdraw(ARRAY(
+        SELECT w.place FROM unwanted u, LATERAL (
+            SELECT w.ctid AS place FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND w.state IN (0, 1, 3)
+                AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+            FOR UPDATE SKIP LOCKED
+        ) w
+    ));
+    DELETE FROM unwanted WHERE ctid = ANY (ARRAY(
+        SELECT u.ctid FROM unwanted u
+        WHERE NOT EXISTS (
+            SELECT FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_')) OFFSET 0
+        )
+        FOR UPDATE SKIP LOCKED
+    ));
+    RETURN (
+        SELECT json_agg(DISTINCT w.seq) FROM unwanted u, LATERAL (
+            SELECT w.seq FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND w.state = 2 AND w.carrier = me
+                AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+            OFFSET 0
+        ) w
+    );
 END
 $$;
 

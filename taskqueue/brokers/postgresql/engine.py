@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
@@ -33,10 +33,13 @@ class Member(Protocol):
     def begin(self, parcel: Parcel) -> dict[str, object] | None:
         """Put what has ended and what runs into `parcel`; the claim to make, if there is one."""
 
-    def finish(self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str]) -> None:
+    def finish(
+        self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str], unwanted: Container[int]
+    ) -> None:
         """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made.
 
         moved: where the rows are now of which something was said.
+        unwanted: the numbers of what somebody wants no more.
         """
 
     def held(self) -> dict[int, str]:
@@ -50,12 +53,14 @@ class Member(Protocol):
 
 
 class _Answer(NamedTuple):
-    """Which deliveries counted, what was lent for each claim, the rows that have moved, and queues to be told of."""
+    """Which deliveries counted, what was lent for each claim, the rows that have moved, queues to be told of, and what
+    somebody wants no more."""
 
     counted: set[int]
     lent: Mapping[int, list[Row]]
     moved: Mapping[int, str]
     woken: Sequence[str] = ()
+    unwanted: Container[int] = ()
 
 
 class Engine:
@@ -123,7 +128,7 @@ class Engine:
                 parcel = Parcel(self.clock.wall())
                 wants = [(member, member.begin(parcel)) for member in self.members]
                 claims = [{"number": n, **want} for n, (_, want) in enumerate(wants) if want is not None]
-                if not (claims or parcel.ends or parcel.releases or parcel.reports):
+                if not (claims or parcel.ends or parcel.releases or parcel.asks):
                     return
                 generation = self._link.lost
                 self._under_way = parcel.settled
@@ -132,7 +137,7 @@ class Engine:
                 for number, (member, want) in enumerate(wants):
                     known = want is not None and generation == self._link.lost
                     claimed = answer.lent.get(number, []) if known else None
-                    member.finish(answer.counted, claimed, answer.moved)
+                    member.finish(answer.counted, claimed, answer.moved, answer.unwanted)
                 self._woken(answer.woken)
         finally:
             self._working = None
@@ -162,9 +167,10 @@ class Engine:
                     self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
                     reports, told,
                 )  # fmt: skip
-                counted, lent, lent_bodies, due, moved, woken = row
+                counted, lent, lent_bodies, due, moved, woken, unwanted = row
                 self._wait_for(due)
-                return _Answer(set(counted or ()), _share(lent, lent_bodies), dict(moved or ()), woken or ())
+                claimed = _share(lent, lent_bodies)
+                return _Answer(set(counted or ()), claimed, dict(moved or ()), woken or (), set(unwanted or ()))
 
         def lose() -> _Answer:
             self._link.lose("the database says so")

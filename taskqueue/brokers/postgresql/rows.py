@@ -72,6 +72,7 @@ class Parcel:
     """What one statement settles, sends, and says of what runs.
 
     settled: the numbers of all deliveries that are settled, with the ids of their workitems.
+    asks: whether somebody wants to hear what is wanted no more.
     asked: what some that are sent depend on, unless that was sent before them in the same call; None: none does.
     """
 
@@ -81,6 +82,7 @@ class Parcel:
         self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, Any]] = []
         self.reports: list[dict[str, object]] = []
+        self.asks = False
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
         self.asked: dict[str, None] | None = None
