@@ -72,6 +72,8 @@ def result_ends(workitem: Workitem, ended: float) -> float | None:
     By the header `result_timeout`, seconds; None: it is kept as long as the record, also where that is no such number.
     """
     seconds = workitem.headers.get("result_timeout")
+    if seconds is None:
+        return None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         return None
     return ended + seconds

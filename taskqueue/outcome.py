@@ -257,11 +257,9 @@ def _results(
     *,
     recorded: bool = False,
 ) -> tuple[Send, ...]:
-    if ignores_result(workitem):
-        return ()
     to = "" if recorded else rules.results_routing_key
     reply_to = "" if workitem.reply_to == rules.results_routing_key else workitem.reply_to
-    if not (to or reply_to):
+    if not (to or reply_to) or ignores_result(workitem):
         return ()
     headers: dict[str, object] = {"status": status}
     if status == "failed":

@@ -149,7 +149,7 @@ def test_no_statement_about_dependencies_reads_a_whole_table(
     store.maintain(Keeping())
 
     monkeypatch.undo()
-    chores = r"LIMIT 1$|pending AND NOT EXISTS|= 3 AND NOT EXISTS"
+    chores = r"LIMIT 1$|NULL AND NOT EXISTS|= 3 AND NOT EXISTS"
     about = [sql for sql in told if re.search(r"dependencies|json_each|id = |until|count", sql)]
     asks = [sql for sql in about if re.match(r"\s*(SELECT|UPDATE|DELETE)", sql) and not re.search(chores, sql)]
     assert len(asks) > 20
@@ -173,7 +173,7 @@ def test_what_waits_for_nothing_that_has_not_ended_is_found(file: Path, url: str
     end(url, {"a": ONE, "b": Failed("no")})
     asked(
         file,
-        "UPDATE dependencies SET pending = 1 WHERE id IN ('a', 'b')",
+        "UPDATE dependencies SET life = NULL WHERE id IN ('a', 'b')",
     )
     restored = (
         "INSERT INTO workitems SELECT seq, 'worker_u', {}, 0, NULL, NULL, NULL, 'd', 'u', '', '', 1, 0, 0, '', x'', "
@@ -183,7 +183,7 @@ def test_what_waits_for_nothing_that_has_not_ended_is_found(file: Path, url: str
         asked(file, restored.format(BLOCKED, id).replace("'d', 'u'", f"'{id}', 'u'"))
         (born,) = asked(file, f"SELECT born FROM ended WHERE id = '{id}'")[0]
         before = {"d": "b", "e": "d"}[id]
-        asked(file, f"INSERT INTO dependencies VALUES ({born}, 0, '{before}', 1)")
+        asked(file, f"INSERT INTO dependencies VALUES ({born}, 0, '{before}', NULL)")
         asked(file, f"DELETE FROM ended WHERE id = '{id}'")
     asked(file, f"UPDATE workitems SET state = {BLOCKED} WHERE id IN ('c', 'lone')")
     asked(file, "DELETE FROM dependencies WHERE dependent = (SELECT seq FROM workitems WHERE id = 'lone')")

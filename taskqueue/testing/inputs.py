@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from taskqueue.depending import Input
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Crashed, Failed, Outcome, Payload, Retry, Rules
 from taskqueue.store import Store
@@ -73,6 +74,23 @@ class InputsContract:
         finish(bench, {"b": None, "a": ONE})
 
         assert store.record("c").state == State.BLOCKED
+
+    @pytest.mark.parametrize("blocked", [True, False])
+    def test_an_id_that_is_used_again_changes_nothing_for_what_depends_on_its_first_life(
+        self, bench: Bench, store: Store, blocked: bool
+    ) -> None:
+        if blocked:
+            bench.send(item(id="a"), later("c", "a"))
+        else:
+            bench.send(item(id="a"))
+        finish(bench, {"a": ONE})
+        if not blocked:
+            bench.send(later("c", "a"))
+
+        bench.send(item(id="a"))
+        finish(bench, {"a": Failed("no")})
+
+        assert peek(bench, LATER)[0].inputs == (Input("a", TYPE, State.SUCCEEDED, Payload(b"1")),)
 
     # Results that are not kept.
 

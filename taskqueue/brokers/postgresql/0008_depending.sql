@@ -417,7 +417,7 @@ BEGIN
     END IF;
     RETURN (
         SELECT json_agg(
-            json_build_array(d.needed, d.type, d.state, d.error, h.result_type, length(h.result), h.story) ORDER BY d.place
+            json_build_array(d.needed, d.type, coalesce(d.state, 'succeeded'), d.error, h.result_type, length(h.result), h.story) ORDER BY d.place
         )
         FROM dependencies d LEFT JOIN LATERAL (
             SELECT h.result_type, h.result, CASE WHEN d.state IN ('failed', 'dead') THEN h.story END AS story

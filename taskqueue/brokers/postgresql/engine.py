@@ -198,7 +198,8 @@ class Engine:
     async def whether_over(self, row: Row) -> str:
         """What became of what its handler may have ended: `over`, `open`, or something that is not yet known."""
         lease = self._link.carrier, self._link.term
-        found = await self.call("whether_over", *lease, row.seq, row.stored_id)
+        found, woken = await self.call("whether_over", *lease, row.seq, row.stored_id)
+        self._woken(woken or ())
         if found is None and lease == (self._link.carrier, self._link.term):
             self._link.lose("the database says so")
         return found or "lost"

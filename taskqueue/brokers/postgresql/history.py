@@ -91,7 +91,7 @@ def input_of(row: Sequence[Any], result: bytes) -> Input:
     id, type, state, error, result_type, size, story = row
     last = attempts(story or "")[-1:]
     payload = None if size is None else Payload(result, result_type)
-    return Input(id, type, State(state), payload, error or "", last[0].traceback if last else "")
+    return Input(id, type or "", State(state), payload, error or "", last[0].traceback if last else "")
 
 
 def _seconds(time: datetime | None) -> float | None:

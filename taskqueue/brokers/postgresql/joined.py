@@ -12,8 +12,8 @@ from taskqueue.brokers.postgresql.producer import addressed, parcels
 from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.brokers.postgresql.session import DENIED, LEASE, MISSING
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError, DeliveryLost, Unsupported
-from taskqueue.joining import Connection, join, sqlstate
+from taskqueue.errors import BrokerError, DeliveryLost
+from taskqueue.joining import Connection, check_independent, join, sqlstate
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem
 
@@ -35,11 +35,7 @@ class PostgreSQLJoined:
         self._connection = connection
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
-        if any(workitem.after for workitem in workitems):
-            raise Unsupported(
-                "what depends on other work can't be sent in a transaction of the caller's own, which would hold up "
-                "the ends of that for as long: send it without `using`"
-            )
+        check_independent(workitems)
         items = addressed([workitem.named() for workitem in workitems], queue)
         here, said = self._here(False), sender()
         for parcel in parcels(items, self._clock.wall()) if items else ():

@@ -37,7 +37,8 @@ __all__ = [
 
 _NUMBERS = "(SELECT value FROM json_each(?))"
 # By that index, or each time it would read past all that have ended already.
-_PENDING = "SELECT 1 FROM dependencies INDEXED BY pending WHERE dependent = workitems.seq AND pending"
+_PENDING = "SELECT 1 FROM dependencies INDEXED BY pending WHERE dependent = workitems.seq AND life IS NULL"
+_ENDED = "life = ifnull((SELECT max(born) FROM ended WHERE ended.id = dependencies.id), 0)"
 _IS_LIVE = "SELECT 1 FROM workitems AS other WHERE other.born IS NOT NULL AND other.id = dependencies.id"
 
 
@@ -96,12 +97,15 @@ def link(connection: sqlite3.Connection, rows: Sequence[Row], now: float, *, aga
     first = _live(connection, wanted)
     ended = _ended(connection, wanted)
     causes = {id: _cause(id, ended.get(id), 0.0 if again else now) for id in wanted}
-    links, failing = [], dict[int, str]()
+    links: list[tuple[int, int, str, int | None]] = []
+    failing: dict[int, str] = {}
     for seq, workitem, begins in rows:
         for position, id in enumerate(workitem.after):
-            pending = begins and first.get(id, seq) < seq  # what comes later, or is itself, is not meant
-            links.append((seq, position, id, pending))
-            if begins and not pending and causes[id]:
+            if begins and first.get(id, seq) < seq:  # what comes later, or is itself, is not meant
+                links.append((seq, position, id, None))
+                continue
+            links.append((seq, position, id, ended[id][-1] if id in ended else 0))
+            if begins and causes[id]:
                 failing.setdefault(seq, causes[id])
     connection.executemany("INSERT INTO dependencies VALUES (?, ?, ?, ?)", links)
     return _free(connection, [row.seq for row in rows if row.begins], failing)
@@ -110,7 +114,7 @@ def link(connection: sqlite3.Connection, rows: Sequence[Row], now: float, *, aga
 def count(connection: sqlite3.Connection, causes: Mapping[str, str]) -> Freed:
     """These have ended: by id, why what depends on them fails; empty: it does not."""
     rows = connection.execute(
-        f"UPDATE dependencies SET pending = 0 WHERE pending AND id IN {_NUMBERS} RETURNING dependent, id",
+        f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND id IN {_NUMBERS} RETURNING dependent, id",
         (json.dumps(list(causes)),),
     ).fetchall()
     reasons: dict[str, set[int]] = {}
@@ -168,7 +172,7 @@ def after(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, t
 def inputs(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, tuple[Input, ...]]:
     """How those have ended that these lives depend on.  Results that are over are kept for them."""
     sql = f"""SELECT dependent, dependencies.id, type, state, result_type, result, story
-        FROM dependencies LEFT JOIN ended ON born = (SELECT max(born) FROM ended WHERE id = dependencies.id)
+        FROM dependencies LEFT JOIN ended ON born = life
         WHERE dependent IN {_NUMBERS} ORDER BY dependent, position"""
     found: dict[int, list[Input]] = {}
     for number, id, type, state, kind, result, story in connection.execute(sql, (json.dumps(numbers),)).fetchall():
@@ -182,7 +186,7 @@ def inputs(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
 def mend(connection: sqlite3.Connection, now: float) -> tuple[int, Freed]:
     """Derive again what is pending: how many waited for what had ended, or for nothing, and what becomes of them."""
     rows = connection.execute(
-        f"UPDATE dependencies SET pending = 0 WHERE pending AND NOT EXISTS ({_IS_LIVE}) RETURNING dependent, id"
+        f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) RETURNING dependent, id"
     ).fetchall()
     ended = _ended(connection, {id for _, id in rows})
     failing: dict[int, str] = {}
@@ -196,7 +200,7 @@ def mend(connection: sqlite3.Connection, now: float) -> tuple[int, Freed]:
 
 def is_wrong(connection: sqlite3.Connection) -> bool:
     """Whether there is anything to `mend`.  Reads only."""
-    late = f"SELECT 1 FROM dependencies WHERE pending AND NOT EXISTS ({_IS_LIVE}) LIMIT 1"
+    late = f"SELECT 1 FROM dependencies WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) LIMIT 1"
     idle = f"SELECT 1 FROM workitems WHERE state = {BLOCKED} AND NOT EXISTS ({_PENDING}) LIMIT 1"
     return any(connection.execute(sql).fetchone() is not None for sql in (late, idle))
 
@@ -208,7 +212,7 @@ def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int
 
 
 def _ended(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, tuple[Any, ...]]:
-    """Of those that have ended type, state, story, whether there is a result, and until when."""
+    """Of the latest lives that have ended type, state, story, whether there is a result, until when, and number."""
     sql = f"""SELECT id, type, state, story, result IS NOT NULL, until, max(born) FROM ended
         WHERE id IN {_NUMBERS} GROUP BY id"""
     return {row[0]: row[1:] for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()}

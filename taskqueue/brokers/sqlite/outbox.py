@@ -68,12 +68,11 @@ class Outbox:
         now = self.now
         for queue, workitem, life in items:
             self.told.add(queue)
-            begins = life is not None and not life.born
-            if workitem.after and (begins or life is None):
-                self._linked.append((len(self._rows) + (self._first is not None), workitem, begins))
-                row = to_row(queue, workitem, life, now, blocked=begins)
-            else:
-                row = to_row(queue, workitem, life, now)
+            blocked = False
+            if workitem.after and (life is None or not life.born):
+                blocked = life is not None
+                self._linked.append((len(self._rows) + (self._first is not None), workitem, blocked))
+            row = to_row(queue, workitem, life, now, blocked=blocked)
             if self._first is None:
                 self._first = (int(now * 1_000_000), *row)
             else:
@@ -107,7 +106,7 @@ class Outbox:
         if self._linked:
             rows = [Row(before + count, workitem, begins) for count, workitem, begins in self._linked]
             freed = dependencies.link(connection, rows, self.now, again=self._again)
-        elif not dependencies.exist(connection):
+        elif not freed.queues and not dependencies.exist(connection):
             _store(connection, _RECORDS, self._records)
             return
         self.told |= freed.queues

@@ -160,6 +160,7 @@ def drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now
         ) RETURNING seq, {LIFE}, {FIELDS}""",
         (queue, now, most),
     ).fetchall()
+    outbox.forget(row[0] for row in expired if row[1] is None)
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
         rows = [(row[0], from_row(row[4:]), life_of(row[1:4])) for row in expired]

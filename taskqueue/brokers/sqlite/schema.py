@@ -112,7 +112,8 @@ CREATE TABLE keeping (type TEXT PRIMARY KEY, age REAL NOT NULL, most INTEGER NOT
 """
 
 # dependencies: what a life depends on, by its number (`born`), from its begin to its end; of a dead letter by its seq.
-# pending: whether that has not ended yet.  What waits for others has no counter: it is blocked while one is pending.
+# life: which life of that has ended, by its number; 0: nothing is known of it; NULL: it is pending.  What waits for
+# others has no counter: it is blocked while one is pending.
 # until: from when on a result is not kept any longer, POSIX seconds.
 # unwanted: lives that are lent, and that somebody wants no more, by their numbers; nearly always empty.
 _THIRD = f"""
@@ -122,11 +123,11 @@ CREATE TABLE dependencies (
     dependent INTEGER NOT NULL,
     position INTEGER NOT NULL,
     id TEXT NOT NULL,
-    pending INTEGER NOT NULL,
+    life INTEGER,
     PRIMARY KEY (dependent, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dependents ON dependencies (id);
-CREATE INDEX pending ON dependencies (dependent) WHERE pending;
+CREATE INDEX pending ON dependencies (dependent) WHERE life IS NULL;
 ALTER TABLE ended ADD COLUMN until REAL;
 CREATE INDEX ended_until ON ended (until) WHERE until IS NOT NULL AND result IS NOT NULL;
 CREATE TABLE unwanted (born INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
