@@ -7,18 +7,71 @@ with taskqueue.connect("sqlite:////srv/shop.db") as queue:
     print(queue.result(id, timeout=60))
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskqueue.client import Queue, connect
+    from taskqueue.client import Deferred, Gathered, Queue, as_completed, connect, progress
+    from taskqueue.errors import (
+        BrokerUnavailable,
+        DuplicateTask,
+        ResultTimeout,
+        TaskCancelled,
+        TaskExpired,
+        TaskFailure,
+        TaskQueueError,
+        UnknownTask,
+        Unsupported,
+    )
+    from taskqueue.inside.running import running
+    from taskqueue.tasks import TaskSpace, current
+    from taskqueue.worker import Reject, Retry
 
-__all__ = ["Queue", "connect"]
+_FROM = {
+    "taskqueue.client": ("Deferred", "Gathered", "Queue", "as_completed", "connect", "progress"),
+    "taskqueue.errors": (
+        "BrokerUnavailable",
+        "DuplicateTask",
+        "ResultTimeout",
+        "TaskCancelled",
+        "TaskExpired",
+        "TaskFailure",
+        "TaskQueueError",
+        "UnknownTask",
+        "Unsupported",
+    ),
+    "taskqueue.inside.running": ("running",),
+    "taskqueue.tasks": ("TaskSpace", "current"),
+    "taskqueue.worker": ("Reject", "Retry"),
+}
+
+__all__ = [
+    "BrokerUnavailable",
+    "Deferred",
+    "DuplicateTask",
+    "Gathered",
+    "Queue",
+    "Reject",
+    "ResultTimeout",
+    "Retry",
+    "TaskCancelled",
+    "TaskExpired",
+    "TaskFailure",
+    "TaskQueueError",
+    "TaskSpace",
+    "UnknownTask",
+    "Unsupported",
+    "as_completed",
+    "connect",
+    "current",
+    "progress",
+    "running",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the client when it is used: daemons and worker processes are not to wait for it."""
-    if name in __all__:
-        from taskqueue import client
-
-        return getattr(client, name)
+    """Import what is used when it is used: daemons and worker processes are not to wait for it."""
+    for module, names in _FROM.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from taskqueue.depending import Input
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Outcome, Rules
 from taskqueue.record import Progress, Run
@@ -24,6 +25,7 @@ __all__ = [
     "DeadLetters",
     "Delivery",
     "Ended",
+    "Input",
     "Joined",
     "Lease",
     "Options",
@@ -77,13 +79,17 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Delivery:
-    """One workitem, lent.  `tag` is the broker's own name for it."""
+    """One workitem, lent.  `tag` is the broker's own name for it.
+
+    inputs: how those have ended that it depends on, in the order of `Workitem.after`.
+    """
 
     workitem: Workitem
     queue: str
     tag: Any
     lease: Lease
     redelivered: bool = False
+    inputs: tuple[Input, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -104,15 +110,25 @@ class Ended(NamedTuple):
 class Producer(Protocol):
     """The end of a broker that takes workitems.  May be used from any thread."""
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         """Store `workitems` and return their ids, in order.
 
         queue: where to; empty: the queue of each workitem's type.  A queue that does not exist is made.
         reply: their results come back through `next_reply` of this producer.
+        unique: none of their ids may be that of a workitem which has not ended.
+
+        One that depends on others (`after`) is lent once all of these have ended, in whatever way; what has ended
+        before counts at once.  With the header `on_error` = `fail`, the default, it ends `failed` as soon as one of
+        them ended otherwise than succeeded, or its result is not kept: without having run, and without a dead letter;
+        with `pass` it runs in any case.
 
         Returns after the broker's word that all are stored.  Raises SendFailed with the ids of those that it
         did not take, BrokerUnavailable where it can't be reached (some may be stored; sending again is safe
-        only for work that may run twice).
+        only for work that may run twice).  A store raises, and has stored nothing then: DuplicateTask for `unique`;
+        UnknownTask where `after` has an id that never was sent, nor comes earlier in the same call, or is not kept any
+        more.  Other brokers raise Unsupported for both.
         """
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:
@@ -128,7 +144,8 @@ class Joined(Protocol):
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
         """Store `workitems` with that transaction, or not at all, and return their ids, in order.
 
-        What the caller's driver raises goes through as it is; else as Producer.send.
+        What the caller's driver raises goes through as it is; else as Producer.send.  Raises Unsupported for what
+        depends on others.
         """
 
 
@@ -150,7 +167,8 @@ class Consumer(Protocol):
         """End deliveries: store what their outcomes imply (`taskqueue.outcome.effects`), then let them go.
 
         False where a delivery no longer counted: it was settled before, or somebody else has it now, and nothing of
-        it was kept that the broker could still take back.
+        it was kept that the broker could still take back.  What would be lent again, and somebody wants no more, ends
+        as cancelled instead.
         """
 
     def ticket(self, delivery: Delivery) -> dict[str, Any] | None:
@@ -168,8 +186,12 @@ class Consumer(Protocol):
         A `receive` that is waiting goes on to wait, and counts as the next one.
         """
 
-    async def report(self, underway: Sequence[Underway]) -> None:
-        """Say what runs, about once a second.  A broker that is no store ignores it."""
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
+        """Say what runs, about once a second; returns those of its deliveries that somebody wants no more.
+
+        (See `Store.cancel`.)  Each of them every time, until it is settled; also those that don't run.  A broker that
+        is no store ignores what runs, and returns nothing.
+        """
 
     async def close(self) -> None:
         """Give back everything that is not settled.  May be called twice."""
@@ -240,6 +262,9 @@ class Broker(Protocol):
     def store(self) -> Store:
         """What knows every workitem, to be closed by whoever asked for it.  Raises Unsupported where nothing does."""
 
+    def anew(self) -> Broker:
+        """The same place, with connections of its own: for another event loop.  To be closed by whoever asked."""
+
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""
 
@@ -247,7 +272,7 @@ class Broker(Protocol):
         """Whether there is such a queue."""
 
     async def close(self) -> None:
-        """Close all consumers and connections of this broker.  May be called twice."""
+        """Close all consumers of this broker, and their connections.  May be called twice."""
 
 
 def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, *, now: float) -> None:

@@ -7,7 +7,9 @@
     ├── PluginError              an entry point did not load, or a worker process of its group can't start
     ├── FormatError              bytes are not a workitem; never retried
     ├── SoftTimeLimitExceeded    raised in a handler that ran longer than its group's soft_time_limit
+    ├── TaskCancelled            raised in a handler whose workitem somebody wants no more
     ├── UnknownTask              no workitem has this id, or it is not kept any more
+    ├── DuplicateTask            a workitem with this id has not ended yet
     ├── TaskFailure              it ran and failed, or was given up; has the error and the remote traceback
     │   └── TaskExpired          it succeeded, and its result is not kept
     ├── ResultTimeout            it has not ended in the time that was given
@@ -20,16 +22,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BrokerError",
     "BrokerUnavailable",
     "ConfigError",
     "DeliveryLost",
+    "DuplicateTask",
     "FormatError",
     "PluginError",
     "ResultTimeout",
     "SendFailed",
     "SoftTimeLimitExceeded",
+    "TaskCancelled",
     "TaskExpired",
     "TaskFailure",
     "TaskQueueError",
@@ -76,6 +82,16 @@ class SoftTimeLimitExceeded(TaskQueueError):
         super().__init__(*(f"ran longer than soft_time_limit of {limit:g} s" for limit in seconds))
 
 
+class TaskCancelled(TaskQueueError):
+    """Raised in a handler, by its next `check` or `progress`: somebody wants its workitem no more.
+
+    One that lets it pass has ended `cancelled`, and is not tried again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("somebody wants this workitem no more")
+
+
 class UnknownTask(TaskQueueError):
     """No workitem has this id: it never was sent, or it is not kept any more."""
 
@@ -84,23 +100,46 @@ class UnknownTask(TaskQueueError):
         super().__init__(f"no workitem {id}: it was never sent here, or it is not kept any more")
 
 
+class DuplicateTask(TaskQueueError):
+    """A workitem with the id `id` has not ended yet; nothing was sent.
+
+    deferred: of that one, where it was a task that was submitted; else None.
+    """
+
+    def __init__(self, id: str, deferred: Any = None) -> None:
+        self.id = id
+        self.deferred = deferred
+        super().__init__(id, deferred)
+
+    def __str__(self) -> str:
+        return f"workitem {self.id} was sent before, and has not ended yet; nothing was sent"
+
+
 class TaskFailure(TaskQueueError):
     """There is no result: the workitem `id` of worker type `type` ended otherwise.
 
     state: how: `failed`, `dead`, `cancelled` or `expired`.
     error, traceback: of its last attempt, as text; empty where there was none.
+    task: the name of the task that it is; empty for what is none, or is not known here to be one.
     """
 
-    def __init__(self, id: str, type: str, state: str, error: str = "", traceback: str = "") -> None:
+    def __init__(self, id: str, type: str, state: str, error: str = "", traceback: str = "", task: str = "") -> None:
         self.id = id
         self.type = type
         self.state = state
         self.error = error
         self.traceback = traceback
-        super().__init__(id, type, state, error, traceback)
+        self.task = task
+        super().__init__(id, type, state, error, traceback, task)
+
+    @property
+    def queue(self) -> str:
+        """The name of its queue, which is its worker type."""
+        return self.type
 
     def __str__(self) -> str:
-        return f"workitem {self.id} of {self.type}: {self.state}{f': {self.error}' if self.error else ''}"
+        what = f"task {self.task} ({self.id}) in {self.type}" if self.task else f"workitem {self.id} of {self.type}"
+        return f"{what}: {self.state}{f': {self.error}' if self.error else ''}"
 
 
 class TaskExpired(TaskFailure):

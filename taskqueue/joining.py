@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from taskqueue.errors import BrokerError, Unsupported
+from taskqueue.workitem import Workitem
 
-__all__ = ["Connection", "join", "sqlstate"]
+__all__ = ["Connection", "check_independent", "join", "sqlstate"]
 
 
 class Connection:
@@ -26,6 +27,16 @@ class Connection:
     def __init__(self, driver: Any, execute: Callable[[str, tuple[object, ...]], object]) -> None:
         self.driver = driver
         self.execute = execute
+
+
+def check_independent(workitems: Iterable[Workitem]) -> None:
+    """Raise Unsupported for what depends on others: whoever ends these can't see it before the caller's commit."""
+    for workitem in workitems:
+        if workitem.after:
+            raise Unsupported(
+                f"workitem {workitem.id or 'without an id'} depends on others, so it can't be sent in a transaction of "
+                "yours: send it after the commit, without `using`"
+            )
 
 
 def join(connection: Any) -> Connection:

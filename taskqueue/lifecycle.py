@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import assert_never
 
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import Workitem
 
 __all__ = ["ENDED", "MOVES", "State", "after", "at_first", "may"]
@@ -18,14 +18,14 @@ class State(enum.StrEnum):
 
     scheduled: it was sent for later, and was never tried.
     waiting: some worker process may start it at any time; also while a carrier holds it in reserve.
-    blocked: it waits for other workitems.
+    blocked: it waits until those have ended that it depends on.
     running: a worker process has started it, and has not ended it.
     retrying: an attempt ended without success, and another one will be made, at once or after a delay.
     lost: its carrier died while it may have been running; it will be started again.
     succeeded: its handler returned.
-    failed: its handler failed, and no retry was left.
+    failed: its handler failed, and no retry was left; or what it depends on did not succeed, and it never ran.
     dead: it was given up: it crashed or timed out for good, was rejected, or is no workitem at all.
-    cancelled: somebody wanted it no more.
+    cancelled: somebody wanted it no more; it never started, or was stopped.
     expired: its time was over before it was started.
     """
 
@@ -50,6 +50,7 @@ ENDED = (_S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.CANCELLED, _S.EXPIRED)  # what mos
 _STARTED = frozenset((_S.RUNNING, _S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.RETRYING, _S.LOST))
 _NOT_STARTED = frozenset((_S.CANCELLED, _S.EXPIRED))
 _AGAIN = frozenset((_S.WAITING, _S.SCHEDULED))
+_REQUEUED = _AGAIN | {_S.BLOCKED}
 
 MOVES: Mapping[State, frozenset[State]] = MappingProxyType(
     {
@@ -60,10 +61,10 @@ MOVES: Mapping[State, frozenset[State]] = MappingProxyType(
         _S.RETRYING: _STARTED | _NOT_STARTED,
         _S.LOST: _STARTED | _NOT_STARTED,
         _S.SUCCEEDED: frozenset(),
-        _S.FAILED: _AGAIN,
-        _S.DEAD: _AGAIN,
+        _S.FAILED: _REQUEUED,
+        _S.DEAD: _REQUEUED,
         _S.CANCELLED: frozenset(),
-        _S.EXPIRED: _AGAIN,
+        _S.EXPIRED: _REQUEUED,
     }
 )
 """From each state to those that may follow.  What failed, is dead or expired is a dead letter, and may be requeued."""
@@ -74,8 +75,13 @@ def may(before: State, then: State) -> bool:
     return before == then or then in MOVES[before]
 
 
-def at_first(workitem: Workitem, now: float) -> State:
-    """The state of a workitem that is sent at `now`, POSIX seconds."""
+def at_first(workitem: Workitem, now: float, *, blocked: bool = False) -> State:
+    """The state of a workitem that is sent at `now`, POSIX seconds; or waits for nothing more from then on.
+
+    blocked: it depends on what has not ended.
+    """
+    if blocked:
+        return State.BLOCKED
     return State.SCHEDULED if workitem.due is not None and workitem.due > now else State.WAITING
 
 
@@ -96,6 +102,8 @@ def after(workitem: Workitem, outcome: Outcome, rules: Rules, now: float) -> Sta
             return at_first(forwarded, now)
         case Dead(reason):
             return State.EXPIRED if reason == "expired" else State.DEAD
+        case Cancelled():
+            return State.CANCELLED
         case Release():
             return State.WAITING
         case _:

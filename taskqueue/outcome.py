@@ -6,12 +6,13 @@ delivery then, or gives it back.  So the outcomes mean the same everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, assert_never
 
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
 __all__ = [
+    "Cancelled",
     "Crashed",
     "Dead",
     "Done",
@@ -27,7 +28,9 @@ __all__ = [
     "Send",
     "TimedOut",
     "effects",
+    "ignores_result",
     "result_message",
+    "unmet",
 ]
 
 Reason = Literal[
@@ -145,11 +148,21 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody wants it no more, and it was stopped: no retry, no dead letter, a result only for who waits for one.
+
+    how: by what; empty where it had not started.
+    """
+
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Give it back as if it had never been lent; it will be lent again."""
 
 
-Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Release
+Outcome = Done | Failed | Retry | Crashed | TimedOut | Forward | Dead | Cancelled | Release
 
 
 class Effects(NamedTuple):
@@ -195,10 +208,28 @@ def effects(
         case Dead(reason, detail, result):
             error = f"{reason}: {detail}" if detail else reason
             return _given_up(workitem, rules, queue, now, reason, detail, error, result)
+        case Cancelled(how):
+            nowhere = replace(rules, results_routing_key="")
+            return Effects(
+                _results(workitem, nowhere, "failed", Payload(), f"cancelled: {how}" if how else "cancelled")
+            )
         case Release():
             return Effects(ends=False)
         case _:
             assert_never(outcome)
+
+
+def unmet(workitem: Workitem, cause: str) -> Effects:
+    """What is stored when `workitem` ends without having run, because of what it depends on: no dead letter.
+
+    cause: why, as `taskqueue.depending.cause` has it.
+    """
+    return Effects(_results(workitem, Rules(), "failed", Payload(), cause))
+
+
+def ignores_result(workitem: Workitem) -> bool:
+    """Whether nobody wants its result, by the header `ignore_result`: none is sent or stored."""
+    return workitem.headers.get("ignore_result") is True
 
 
 def result_message(
@@ -228,7 +259,7 @@ def _results(
 ) -> tuple[Send, ...]:
     to = "" if recorded else rules.results_routing_key
     reply_to = "" if workitem.reply_to == rules.results_routing_key else workitem.reply_to
-    if not (to or reply_to):
+    if not (to or reply_to) or ignores_result(workitem):
         return ()
     headers: dict[str, object] = {"status": status}
     if status == "failed":

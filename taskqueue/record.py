@@ -7,6 +7,7 @@ from typing import NamedTuple, assert_never
 
 from taskqueue.lifecycle import ENDED, State, after, at_first
 from taskqueue.outcome import (
+    Cancelled,
     Crashed,
     Dead,
     Done,
@@ -18,11 +19,13 @@ from taskqueue.outcome import (
     Retry,
     Rules,
     TimedOut,
+    ignores_result,
     result_message,
 )
 from taskqueue.workitem import INCOMING, Workitem
 
 __all__ = [
+    "DEPENDENCY",
     "Attempt",
     "Progress",
     "Record",
@@ -30,12 +33,17 @@ __all__ = [
     "attempt_of",
     "born",
     "is_recorded",
+    "kept_result",
     "lost",
     "result_of",
     "results_queue",
     "settled",
     "started",
+    "unmet",
 ]
+
+DEPENDENCY = "dependency"
+"""The outcome of the attempt that never was: what the workitem depends on did not succeed."""
 
 
 class Run(NamedTuple):
@@ -59,7 +67,9 @@ class Attempt(NamedTuple):
     """One try, and what became of it.
 
     number: 1 at first; a try that did not count, because its carrier died, has the number of the one after it.
-    outcome: `succeeded`, `failed`, `retry`, `crashed`, `timed out`, `rejected`, `malformed`, `released` or `lost`.
+    outcome: `succeeded`, `failed`, `retry`, `crashed`, `timed out`, `rejected`, `malformed`, `released`, `lost` or
+    `cancelled`; or `dependency`: it was never started, because what the error names did not succeed, or its result is
+    not kept.
     again: POSIX seconds from which the next one could begin; None where there was to be none.
     log: the lines that the handler logged.
     """
@@ -112,13 +122,13 @@ def is_recorded(queue: str) -> bool:
     return queue == INCOMING or queue.startswith("worker_")
 
 
-def results_queue(outcome: Outcome, rules: Rules, run: Run | None) -> str:
+def results_queue(workitem: Workitem, outcome: Outcome, rules: Rules, run: Run | None) -> str:
     """The queue whose readers get the result of what has ended out of its record; empty: a result has to be sent.
 
     So a store has it once, not twice, as long as nobody reads that queue.
     """
     key = rules.results_routing_key
-    if run is None or rules.history != "full" or type(outcome) is not Done or outcome.result is None:
+    if run is None or kept_result(workitem, outcome, rules) is None:
         return ""
     return "" if is_recorded(key) or key.startswith("taskqueue.") else key
 
@@ -133,12 +143,19 @@ def result_of(record: Record) -> Workitem:
     )
 
 
-def born(workitem: Workitem, *, sender: str, now: float) -> Record:
-    """The record of a workitem that is sent at `now`, POSIX seconds."""
+def kept_result(workitem: Workitem, outcome: Outcome, rules: Rules) -> Payload | None:
+    """The result that is kept in the record of what ends with `outcome`; None: there is none, or none is wanted."""
+    if not isinstance(outcome, Done) or rules.history != "full" or ignores_result(workitem):
+        return None
+    return outcome.result
+
+
+def born(workitem: Workitem, *, sender: str, now: float, blocked: bool = False) -> Record:
+    """The record of a workitem that is sent at `now`, POSIX seconds.  blocked: see `lifecycle.at_first`."""
     return Record(
         id=workitem.id,
         type=workitem.type,
-        state=at_first(workitem, now),
+        state=at_first(workitem, now, blocked=blocked),
         sent=now,
         sender=sender,
         reference=workitem.reference,
@@ -150,6 +167,12 @@ def born(workitem: Workitem, *, sender: str, now: float) -> Record:
 def started(record: Record, run: Run, progress: Progress | None) -> Record:
     """The record of what a worker process is seen to run."""
     return replace(record, state=State.RUNNING, running=run, progress=progress or record.progress)
+
+
+def unmet(record: Record, workitem: Workitem, cause: str, *, now: float) -> Record:
+    """The record of what ends at `now`, POSIX seconds, because of what it depends on (`taskqueue.depending.cause`)."""
+    attempt = Attempt(workitem.attempt, DEPENDENCY, error=cause)
+    return replace(record, state=State.FAILED, ended=now, attempts=(*record.attempts, attempt))
 
 
 def lost(record: Record, workitem: Workitem, *, now: float) -> Record:
@@ -183,7 +206,7 @@ def settled(
         due=attempt.again if attempt is not None else known.due,
         attempts=record.attempts if attempt is None else (*record.attempts, attempt),
         running=None,
-        result=outcome.result if isinstance(outcome, Done) else record.result,
+        result=kept_result(workitem, outcome, rules),
     )
 
 
@@ -192,7 +215,7 @@ def attempt_of(
 ) -> Attempt | None:
     """What to remember of a delivery that `outcome` brought to `state`; None where nothing was tried."""
     what, error, traceback = _told(outcome)
-    if not what or (run is None and what == "released"):
+    if not what or (run is None and what in ("released", "cancelled")):
         return None
     again = None if state in ENDED else now + outcome.delay if isinstance(outcome, Retry) else now
     return Attempt(workitem.attempt, what, run, error, traceback, again, log)
@@ -213,6 +236,8 @@ def _told(outcome: Outcome) -> tuple[str, str, str]:
             return "timed out", f"time limit of {limit:g} s", ""
         case Dead(reason, detail):
             return ("" if reason == "expired" else reason), detail, ""
+        case Cancelled(how):
+            return "cancelled", how, ""
         case Release():
             return "released", "", ""
         case Forward():

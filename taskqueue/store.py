@@ -17,7 +17,7 @@ from taskqueue.record import Record
 from taskqueue.statistics import Tally
 from taskqueue.upkeep import Keeping, Round
 
-__all__ = ["Store", "sender"]
+__all__ = ["Bell", "Store", "sender"]
 
 
 def sender() -> str:
@@ -27,6 +27,20 @@ def sender() -> str:
     except (KeyError, OSError):  # a uid without a name, as in many containers
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}:{os.getpid()}"
+
+
+class Bell(Protocol):
+    """Rings when workitems end.  Not to be waited at by two threads at once."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until something ended, or may have, since the bell was made or the last call returned.
+
+        timeout: seconds; None: for ever.  False where time ran out, or the bell was closed.  Blocks by the backend's
+        own means, and may raise BrokerUnavailable.
+        """
+
+    def close(self) -> None:
+        """Let go of it, from any thread: a `wait` that goes on ends.  May be called twice."""
 
 
 class Store(Protocol):
@@ -52,10 +66,33 @@ class Store(Protocol):
         Raises UnknownTask.
         """
 
-    def cancel(self, id: str) -> bool:
-        """Take a workitem out of its queue for good; False where it has ended, or a worker process has it.
+    def ended(self, ids: Sequence[str]) -> dict[str, Record | None]:
+        """The records of those that have ended; None for ids that never were, or are not kept any more.
 
-        Raises UnknownTask.
+        What has not ended is not in it.
+        """
+
+    def bell(self) -> Bell:
+        """A new bell, to be closed by whoever asked for it.
+
+        Who makes it, then asks (`ended`), then waits, and asks again, misses nothing.
+        """
+
+    def count(self, type: str) -> int:
+        """How many workitems of `type` have neither ended, nor are lent to a carrier."""
+
+    def discard(self, type: str) -> int:
+        """Cancel all workitems of `type` that have neither ended, nor are lent to a carrier; how many there were.
+
+        In small steps, each of them whole, the latest that was sent first: so none fails because of another of them.
+        """
+
+    def cancel(self, id: str) -> bool:
+        """Have a workitem end for good, without a result or a dead letter; False where it has ended.
+
+        At once where it waits, for whatever.  What a carrier has is only wished to end, and that is stored: its handler
+        is told, then its worker process is terminated, then killed; and it is never lent again, whatever becomes of
+        carrier or host.  Where its handler succeeds before that, it has succeeded.  Raises UnknownTask.
         """
 
     def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
@@ -67,7 +104,9 @@ class Store(Protocol):
     def maintain(self, keeping: Keeping) -> Round:
         """Do what has to be done now and then, until there is nothing left of it.
 
-        Has what dead carriers had lent again, drops what need not be kept, makes statistics of the hours that are over.
+        Has what dead carriers had lent again, drops what need not be kept, makes statistics of the hours that are over,
+        finds what waits for nothing that has not ended, and ends what somebody wants no more.  A result that a workitem
+        which has not ended depends on is kept; so is one that a dead letter depends on.
         In small steps that keep nobody waiting for long, each of them whole: it may be killed at any moment, and done
         by several at once, of which all but one say that they were not needed.  `close` ends it, from any thread; it
         raises BrokerError then.

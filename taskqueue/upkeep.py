@@ -68,6 +68,7 @@ class Round:
     busy: somebody else was at it, and this one left it to them.
     carriers: dead ones, whose workitems were lent again.
     results, dead_letters: that were dropped.  records: of work that has ended, dropped.
+    mended: workitems that waited for what had ended.
     days: whole partitions that were dropped, with all in them; made: partitions that were made.
     hours: that statistics were made of.
     """
@@ -77,6 +78,7 @@ class Round:
     results: int = 0
     dead_letters: int = 0
     records: int = 0
+    mended: int = 0
     days: int = 0
     made: int = 0
     hours: int = 0

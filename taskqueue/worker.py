@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from taskqueue.errors import Unsupported
+from taskqueue.depending import Input
+from taskqueue.errors import TaskCancelled, Unsupported
 
-__all__ = ["BaseWorker", "CurrentWorkitem", "Reject", "Retry"]
+__all__ = ["BaseWorker", "CurrentWorkitem", "Failure", "Reject", "Retry"]
 
 
 class Retry(Exception):
@@ -39,6 +40,18 @@ class Reject(Exception):
         super().__init__(reason)
 
 
+class Failure(Exception):
+    """Raised by a handler in place of `error`: this workitem failed, and is tried again up to `retries` times in all.
+
+    For those that know better than their group's `retries`.
+    """
+
+    def __init__(self, error: BaseException, retries: int) -> None:
+        self.error = error
+        self.retries = retries
+        super().__init__(error, retries)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentWorkitem:
     """The workitem that is being handled.
@@ -47,6 +60,7 @@ class CurrentWorkitem:
     id: the same over retries.
     attempt: 1 at the first try.
     reference: the business object that it is about, or empty.
+    inputs: how those have ended that it depends on, with their results, in the order in which it names them.
     """
 
     raw: bytes
@@ -56,6 +70,7 @@ class CurrentWorkitem:
     headers: Mapping[str, Any]
     attempt: int
     reference: str
+    inputs: tuple[Input, ...] = ()
 
 
 handled_here: ContextVar[CurrentWorkitem | None] = ContextVar("handled_here", default=None)
@@ -71,6 +86,7 @@ class BaseWorker:
 
     settings: Mapping[str, str] = MappingProxyType({})
     say_progress: Callable[[float, float | None, str], None] | None = None  # set where there is somebody to tell
+    is_unwanted: Callable[[], bool] | None = None  # the same
     completes: bool = False
     end_by: Callable[[object, Any], None] | None = None  # set where it is true, and a workitem can be ended so
     _workitem: CurrentWorkitem | None = None
@@ -92,10 +108,27 @@ class BaseWorker:
         """Say how far the handler is: `done` of `total`, in any unit, with a note for people.
 
         Whoever looks at the workitem sees the latest, within about a second.  Costs next to nothing if called often.
-        Only brokers that are stores keep it; with RabbitMQ nobody sees it.
+        Only brokers that are stores keep it; with RabbitMQ nobody sees it.  Raises what `check` does.
         """
         if self.say_progress is not None:
             self.say_progress(done, total, note)
+        self.check()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody wants the workitem no more that is handled: what it returns still counts, if it is quick.
+
+        Half of its group's `cancel_timeout` later its process is terminated.  With RabbitMQ nothing is cancelled.
+        """
+        return self.is_unwanted is not None and self.is_unwanted()
+
+    def check(self) -> None:
+        """Raise TaskCancelled where somebody wants the workitem no more that is handled.
+
+        A handler that lets it pass has ended; the workitem is not tried again.  Costs next to nothing if called often.
+        """
+        if self.cancelled:
+            raise TaskCancelled
 
     def complete(self, connection: object, result: Any = None) -> None:
         """End the workitem that is handled in the transaction of `connection`, together with what was written there.

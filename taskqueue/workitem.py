@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "sent_at", "worker_queue"]
+__all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "worker_queue"]
 
 INCOMING = "taskqueue"
 """The queue that producers publish to and the dispatcher reads."""
@@ -20,7 +20,6 @@ DROPPED = "taskqueue.dropped"
 FORMAT_VERSION = 1
 """The version of the wire format that this release writes and the newest that it reads."""
 
-_OURS = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -54,6 +53,7 @@ class Workitem(NamedTuple):
     crashes: how often it took its worker process down.
     failures: how many of its retries are used up.
     due: POSIX seconds before which it must not be started.
+    after: ids of the workitems whose ends it waits for; only stores know such work, and no message of AMQP has any.
     others: further AMQP properties (`type`, `app_id`, `user_id`, `cluster_id`), kept as they came.
     """
 
@@ -73,6 +73,7 @@ class Workitem(NamedTuple):
     crashes: int = 0
     failures: int = 0
     due: float | None = None
+    after: tuple[str, ...] = ()
     others: Mapping[str, str] = _NOTHING
 
     def named(self) -> Workitem:
@@ -86,10 +87,3 @@ def _new_id() -> str:
     random = int.from_bytes(os.urandom(8))
     fraction = (nanoseconds << 12) // 1_000_000
     return f"{milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random >> 2:032x}"
-
-
-def sent_at(id: str) -> float:
-    """The POSIX seconds that an id of ours says it was made at, to the microsecond; 0 for the ids of others."""
-    if not _OURS.fullmatch(id):
-        return 0.0
-    return (int(id[:12], 16) * 1000 + (int(id[13:16], 16) * 1000 >> 12)) / 1e6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +60,9 @@ class Told:
 
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         self.events.append(("over", what))
+
+    def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
+        self.events.append(("unwanted", number))
 
 
 class Actor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from databases import PgBouncer, PostgreSQL
 from installations import TOP, Installation
+from lending import Database
 from packages import build
 from servers import MissingService, RabbitMQ, missing
 from system import System
@@ -119,6 +120,18 @@ def start_postgresql() -> Iterator[Callable[..., PostgreSQL]]:
     finally:
         for server in servers:
             server.close()
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Database:
+    """A database of one's own, with the schema."""
+    return Database(postgresql)
+
+
+@pytest.fixture
+def spare_database(start_postgresql: Callable[..., PostgreSQL]) -> Database:
+    """One of a server that may be killed."""
+    return Database(start_postgresql(fsync=True))
 
 
 @pytest.fixture

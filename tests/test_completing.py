@@ -46,6 +46,10 @@ class Place:
         finally:
             producer.close()
 
+    def send_dependent(self, id: str) -> None:
+        with contextlib.closing(connect(self.url).producer()) as producer:
+            producer.send([Workitem(body=b"x", type="t", id="dependent", after=(id,))])
+
     def record(self, id: str) -> Record:
         store = connect(self.url).store()
         try:
@@ -132,6 +136,28 @@ def test_with_the_commit_it_has_ended_and_counts(place: Place) -> None:
     assert (record.state, record.result, [a.outcome for a in record.attempts]) == (
         State.SUCCEEDED, Payload(b"1"), ["succeeded"],
     )  # fmt: skip
+
+
+def test_with_the_commit_it_counts_for_what_depends_on_it_and_with_a_rollback_it_does_not(place: Place) -> None:
+    (id,) = place.send()
+    place.send_dependent(id)
+    states = []
+
+    async def work(consumer: Consumer) -> None:
+        (delivery,) = await lent(consumer)
+        with contextlib.closing(place.open()) as connection:
+            completed(connection, consumer, delivery)
+            connection.rollback()
+            states.append(place.record("dependent").state)
+            completed(connection, consumer, delivery)
+            connection.commit()
+        assert await consumer.settle([ended(delivery)]) == [True]
+        states.append(place.record("dependent").state)
+        (dependent,) = await lent(consumer)
+        assert [one.payload for one in dependent.inputs] == [Payload(b"1")]
+
+    with_consumer(place, work)
+    assert states == [State.BLOCKED, State.WAITING]
 
 
 def test_after_a_rollback_it_ends_as_its_handler_did(place: Place) -> None:

@@ -15,7 +15,7 @@ from taskqueue.brokers.memory import MemoryBroker
 from taskqueue.config import Config
 from taskqueue.formats import ONLY_BUILTIN, parse
 from taskqueue.intake import Intake, parsed
-from taskqueue.outcome import Dead, Outcome
+from taskqueue.outcome import Dead, Outcome, Send
 from taskqueue.workitem import DEAD_LETTERS, DROPPED, INCOMING, Workitem, is_type, worker_queue
 
 BATCH = 10
@@ -32,9 +32,10 @@ class Watched(MemoryBroker):
         self.found: defaultdict[str, list[tuple[str, Workitem]]] = defaultdict(list)
         self.results = 0
 
-    def put(self, queue: str, workitem: Workitem) -> None:
+    def send(self, send: Send) -> None:
+        queue, workitem = send.queue, send.workitem
         if queue in (INCOMING, DROPPED):
-            super().put(queue, workitem)
+            super().send(send)
         elif "app_id" in workitem.others:
             self.found[workitem.others["app_id"]].append((queue, workitem))
         else:
@@ -88,7 +89,7 @@ def all_found(count: int) -> int:
             messages[str(number)] = one, received(one)
         with broker.lock:
             for one, workitem in messages.values():
-                broker.put(one.queue, workitem)
+                broker.send(Send(one.queue, workitem, goes_on=True))  # no record is needed
         runner.run(settled(len(messages)))
         assert broker.found.keys() == messages.keys()
         for name, (one, workitem) in messages.items():

@@ -7,12 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from actor import Actor, Moving
 
 from taskqueue.broker import Ended, Options, connect
+from taskqueue.carrier import lane
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.config import Group
+from taskqueue.lifecycle import State
+from taskqueue.outcome import Done, Payload
 from taskqueue.process.protocol import Kind
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -151,6 +155,32 @@ class TestSuspects:
             assert crew.loads() == [1, 2]  # the other one has got "e"
             crew.end(one)
             await crew.has(one, "suspect")
+
+        play(scene)
+
+
+class TestInputs:
+    def test_what_depends_on_more_than_a_worker_process_takes_fails_and_the_others_go_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lane, "MAX_HANDED_OVER", 1_000_000)
+
+        async def scene(crew: Crew) -> None:
+            store = crew.broker.store()
+            crew.send(item("a"), item("b"))
+            consumer = crew.broker.consumer(worker_queue("t"), reserve=2)
+            lent = [*await consumer.receive(limit=2)]
+            await consumer.settle([Ended(one, Done(Payload(bytes(600_000)))) for one in lent])
+            await consumer.close()
+            crew.send(item("much", after=("a", "b")), item("little", after=("a",)))
+
+            actor = crew.add(group())
+            await crew.has(actor, "little")
+
+            async with asyncio.timeout(10):
+                while (record := store.record("much")).state != State.FAILED:
+                    await asyncio.sleep(0.001)
+            assert record.attempts[0].error.startswith("the results that it depends on have 1 MiB together")
 
         play(scene)
 

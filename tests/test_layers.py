@@ -21,6 +21,7 @@ LAYERS = (
         "dead",
         "lifecycle",
         "record",
+        "depending",
         "story",
         "statistics",
         "upkeep",
@@ -32,7 +33,7 @@ LAYERS = (
     ),
     ("broker", "store", "joining"),
     ("brokers.*",),
-    ("worker", "plugins", "formats", "discovery", "title"),
+    ("worker", "tasks", "plugins", "formats", "discovery", "title"),
     ("client", "process"),
     (
         "loop",
@@ -46,6 +47,7 @@ LAYERS = (
         "watch",
         "handover",
         "log",
+        "inside",
     ),
     ("cli", "web", "testing", "__main__"),
 )

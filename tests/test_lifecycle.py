@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from taskqueue.lifecycle import ENDED, MOVES, State, after, at_first, may
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Forward, Outcome, Release, Retry, Rules, TimedOut
 from taskqueue.workitem import Workitem
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "lifecycle.md").read_text()
@@ -46,6 +46,7 @@ def test_the_document_has_the_same_table() -> None:
         (TimedOut(1.0), State.DEAD),
         (Dead("rejected"), State.DEAD),
         (Dead("expired"), State.EXPIRED),
+        (Cancelled("SIGTERM"), State.CANCELLED),
         (Release(), State.WAITING),
         (Forward(ITEM), State.WAITING),
         (Forward(Workitem(body=b"", due=20.0)), State.SCHEDULED),

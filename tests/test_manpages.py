@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 PAGES = ["taskqueue-dispatcher.8", "taskqueue-workerpool.8", "taskqueue.1", "taskqueue.ini.5"]
 COMMANDS = [
     "send", "dead list", "dead show", "dead requeue", "dead discard", "check-config", "config show", "demo",
-    "status", "reload", "setup-db", "tasks", "show", "maintain", "stats",
+    "status", "reload", "setup-db", "tasks", "show", "cancel", "maintain", "stats",
 ]  # fmt: skip
 
 

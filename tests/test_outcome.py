@@ -7,6 +7,7 @@ import pytest
 from taskqueue.outcome import (
     MAX_ERROR,
     MAX_TRACEBACK,
+    Cancelled,
     Crashed,
     Dead,
     Done,
@@ -117,6 +118,16 @@ def test_what_is_given_up_is_kept_whole_and_said(outcome: Outcome, reason: str, 
 
 def test_without_dead_letters_and_results_nothing_is_left_of_it() -> None:
     assert of(Failed("no"), rules=Rules(dead_letters=False)) == Effects()
+
+
+def test_what_was_cancelled_is_said_to_whoever_waits_for_it_and_to_nobody_else() -> None:
+    asked = Workitem(id="1", type="t", body=b"", reply_to="client")
+
+    (reply,) = of(Cancelled("SIGTERM"), asked).sends
+
+    assert (reply.queue, reply.workitem.headers["status"]) == ("client", "failed")
+    assert reply.workitem.headers["error"] == "cancelled: SIGTERM"
+    assert of(Cancelled("SIGTERM")) == Effects()
 
 
 def test_long_errors_fit_into_a_frame() -> None:

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +105,14 @@ def test_make_demo_is_the_first_command_and_leaves_nothing(open_directory: Path)
 def pip() -> dict[str, str]:
     """How this machine's pip reaches its package index."""
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+
+
+@pytest.mark.timeout(120)
+def test_the_program_prints_what_is_said(tmp_path: Path) -> None:
+    section = (TOP / "README.md").read_text().partition("## From Python\n")[2].partition("\nprints 7")[0]
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(section).replace("/tmp/try", str(tmp_path)))
+
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, timeout=100)
+
+    assert (run.stdout, run.stderr) == ("7\n", "")

@@ -215,7 +215,7 @@ def test_a_sender_hears_where_what_it_sent_could_not_be_made_safe(url: str, monk
 
 
 def test_a_transaction_rings_for_the_results_that_stay_in_records() -> None:
-    outbox = Outbox()
+    outbox = Outbox(0.0)
     columns = len(ENDED_COLUMNS.split(","))
 
     outbox.record([(None,) * columns])

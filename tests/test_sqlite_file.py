@@ -8,7 +8,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,17 @@ class TestAFile:
 
         with pytest.raises(BrokerError, match=r"written by a newer taskqueue .* install that version again"):
             send(url, b"work")
+
+    def test_that_several_make_at_the_same_time_is_everybody_s(self, tmp_path: Path) -> None:
+        together = threading.Barrier(4)
+
+        def opened(name: str) -> None:
+            together.wait()
+            Database(tmp_path / name).close()
+
+        with ThreadPoolExecutor(4) as threads:
+            for n in range(60):
+                list(threads.map(opened, [f"{n}.db"] * 4))
 
     def test_that_is_none_of_sqlite_is_said_so(self, tmp_path: Path, url: str) -> None:
         (tmp_path / "queue.db").write_bytes(b"shopping list" * 100)

@@ -127,7 +127,7 @@ def test_one_that_dies_without_a_word_is_said_to_have_died(system: SQLiteSystem)
     code = system.directory / "kill.py"
     code.write_text(
         "import os, sys\n"
-        "from taskqueue.workerpool import WorkerPool\n"
+        "from taskqueue.workerpool.pool import WorkerPool\n"
         "WorkerPool.configure = lambda self, installed: os.kill(os.getpid(), 9)\n"
         "from taskqueue.cli import workerpool\n"
         "sys.exit(workerpool())\n"

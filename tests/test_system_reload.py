@@ -88,7 +88,7 @@ class TestAHungCarrier:
     PROGRAM = """
 import asyncio, logging, pathlib, sys
 from taskqueue.daemon import Startup
-from taskqueue.workerpool import WorkerPool
+from taskqueue.workerpool.pool import WorkerPool
 logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s")
 async def main():
     startup = Startup(path=pathlib.Path(sys.argv[1]), arguments=["workerpool", "-f"])

@@ -356,6 +356,18 @@ def test_an_error_of_the_callers_own_statements_stays_what_it_is(postgresql: Pos
             queue.using(connection).send("invoice", 1)
 
 
+def test_what_depends_on_others_is_refused_saying_when_it_can_be_sent(queue: taskqueue.Queue, place: Place) -> None:
+    first = queue.send("invoice", 1)
+    with by_driver(place) as (connection, _, commit, _):
+        dependent = queue.workitem("invoice", 2)._replace(id="2", after=(first,))
+
+        with pytest.raises(Unsupported, match=r"workitem 2 depends on others.*: send it after the commit"):
+            queue.using(connection).send_many([queue.workitem("invoice", 3), dependent])
+
+        commit(connection)
+    assert [record.id for record in queue.history()] == [first]
+
+
 def test_who_waits_finds_it_after_the_commit(queue: taskqueue.Queue, place: Place) -> None:
     found: list[Workitem] = []
     waiting = threading.Thread(target=lambda: found.extend(received(place.url, 1)))

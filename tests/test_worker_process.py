@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from actor import Actor, scene
+from actor import ITEM, Actor, scene
 
+from taskqueue.broker import Delivery, Input
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.config import Group
-from taskqueue.outcome import Done, Release, TimedOut
+from taskqueue.lifecycle import State
+from taskqueue.outcome import Done, Payload, Release, TimedOut
+from taskqueue.process.desk import items
 from taskqueue.process.protocol import Kind, pack
 
 OVER = ("over", "time limit of 0.05 s")
@@ -38,6 +41,28 @@ class TestWorkerProcess:
             actor.socket.sendall(pack(Kind.ENDED, [1, 0.1, None, 0, "done", None, []]))
             assert actor.buried() == ({}, ["b"])
             assert actor.owner.events[0] == ("ended", "a", Done(None))
+
+        scene(play)
+
+    def test_it_gets_the_inputs_of_a_workitem_with_it(self) -> None:
+        inputs = (
+            Input("a", "t", State.SUCCEEDED, Payload(b"first")),
+            Input("b", "t", State.FAILED, None, "ValueError: x", "Traceback"),
+            Input("c", "t", State.SUCCEEDED, Payload(b"third", "text/plain")),
+        )
+
+        def play(actor: Actor) -> None:
+            actor.process.hand_over(
+                [
+                    Delivery(workitem=ITEM, queue="worker_t", tag=tag, lease=actor.lease, inputs=given)
+                    for tag, given in (("a", ()), ("b", inputs), ("c", ()))
+                ]
+            )
+            data = actor.socket.recv(1 << 16)
+            ((_, meta, bodies),) = [frame for frame in actor.frames.feed(data) if frame[0] == Kind.WORK]
+            found = list(items(meta, bodies))
+            assert [one.body for one in found] == [ITEM.body] * 3
+            assert [one.inputs for one in found] == [(), inputs, ()]
 
         scene(play)
 
@@ -130,6 +155,20 @@ class TestWorkerProcess:
 
         scene(play)
 
+    def test_what_was_started_in_time_and_has_ended_is_not_taken_back_for_another_one_that_runs(self) -> None:
+        def play(actor: Actor) -> None:
+            actor.give("a", "b", "c")
+            actor.mark(1)
+            actor.end(1)
+            actor.clock.now += START_WITHIN + 0.001
+            actor.socket.sendall(pack(Kind.ENDED, [2, 1_000_000, None, 0, "done", None, []]))  # not read yet
+            actor.mark(3)
+            actor.process._look()
+            assert [event[:2] for event in actor.owner.events] == [("ended", "a"), ("ended", "b")]
+            assert actor.process.load == 1
+
+        scene(play)
+
     def test_what_it_did_not_start_in_time_comes_back(self) -> None:
         def play(actor: Actor) -> None:
             actor.give("a", "b", "c")
@@ -165,6 +204,25 @@ class TestWorkerProcess:
             assert actor.owner.worked_after == [0]  # it was killed in the middle of its work, not for want of any
 
         scene(play, Group(name="g", type="t", time_limit=0.05))
+
+    @pytest.mark.parametrize(
+        ("own", "group"), [(0.05, 0.0), (0.05, 3600.0), (None, 0.05), ("soon", 0.05), (True, 0.05), (-1, 0.05)]
+    )
+    def test_a_task_says_its_limit_itself(self, own: object, group: float) -> None:
+        def play(actor: Actor) -> None:
+            task = ITEM._replace(headers={"task": "shop.num", **({"time_limit": own} if own is not None else {})})
+            plain = Delivery(workitem=ITEM, queue="worker_t", tag="a", lease=actor.lease)
+            limited = Delivery(workitem=task, queue="worker_t", tag="b", lease=actor.lease)
+            actor.process.hand_over([plain, limited])
+            actor.mark(1)
+            actor.end(1)
+            actor.mark(2)
+            actor.clock.now += 0.06
+            actor.process._look()
+            assert actor.owner.events[-1] == OVER
+            assert actor.buried() == ({"b": TimedOut(0.05)}, [])
+
+        scene(play, Group(name="g", type="t", time_limit=group))
 
     def test_one_that_was_started_before_the_kill_arrived_is_innocent(self) -> None:
         def play(actor: Actor) -> None:

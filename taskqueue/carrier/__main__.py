@@ -7,7 +7,7 @@ import ctypes
 import gc
 import sys
 
-from taskqueue.carrier.carrier import Carrier
+from taskqueue.carrier.manager_end import ManagerEnd
 from taskqueue.process.protocol import inherited_socket
 from taskqueue.title import set_title
 
@@ -17,7 +17,7 @@ COLLECT_EVERY = 50_000
 
 
 async def main() -> None:
-    await Carrier(inherited_socket(sys.argv)).run()
+    await ManagerEnd(inherited_socket(sys.argv)).run()
 
 
 if __name__ == "__main__":

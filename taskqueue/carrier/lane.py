@@ -17,7 +17,9 @@ from taskqueue.carrier.verdicts import after_death
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.clock import Clock
 from taskqueue.loop import Loop
-from taskqueue.outcome import Release
+from taskqueue.outcome import Cancelled, Failed, Release
+from taskqueue.process.handing import weight
+from taskqueue.process.protocol import MAX_FRAME
 from taskqueue.workitem import worker_queue
 
 __all__ = ["Lane"]
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 RESIZE_EVERY = 1.0  # seconds
 LONG = 0.5  # seconds; a store hears of what runs for a shorter time when it ends
+MAX_HANDED_OVER = MAX_FRAME - (1 << 20)  # bytes, of a workitem with what it depends on
+TOO_MUCH = f"the results that it depends on have {{}} MiB together: a worker process takes {MAX_HANDED_OVER >> 20} MiB"
 PAUSE_AFTER = 2.0  # seconds without a worker process: time to replace one, not to keep work from others
 
 
@@ -83,14 +87,18 @@ class Lane:
                 return
             process = min(free, key=_burden)
             room = min(process.room(deep), -(-len(self._waiting) // len(free)))
-            sizes = [len(delivery.workitem.body) for delivery in islice(self._waiting, room)]
+            sizes = [weight(delivery.workitem, delivery.inputs) for delivery in islice(self._waiting, room)]
             self._hand_over(process, [self._waiting.popleft() for _ in range(batch_size(sizes, room))])
 
     def _hand_over(self, process: WorkerProcess, batch: Sequence[Delivery], *, alone: bool = False) -> None:
-        held = [delivery for delivery in batch if not delivery.lease.lost]
+        held = []
         for delivery in batch:
             if delivery.lease.lost:  # somebody else has it; not run twice by us
                 self.loop.end(Ended(delivery, Release()))
+            elif delivery.inputs and (size := weight(delivery.workitem, delivery.inputs)) > MAX_HANDED_OVER:
+                self.loop.end(Ended(delivery, Failed(TOO_MUCH.format(size >> 20)), process.rules))
+            else:
+                held.append(delivery)
         if held:
             process.hand_over(held, alone=alone)
             self._replace_if_worn(process)
@@ -251,10 +259,18 @@ class Lane:
         await self.loop.settled_all()
 
     async def report(self) -> None:
-        """Tell a store what has been running for a while."""
+        """Tell a store what has been running for a while, and hear what somebody wants no more."""
+        if not self.loop.held:
+            return
         underway = [one for process in self.processes for one in process.underway(LONG)]
-        if underway:
-            await self._consumer.report(underway)
+        unwanted = set(await self._consumer.report(underway))
+        for waiting in (self._suspects, self._waiting):
+            for delivery in unwanted.intersection(waiting):
+                waiting.remove(delivery)
+                self.loop.end(Ended(delivery, Cancelled()))
+        for delivery in unwanted:
+            for process in self.processes:
+                process.cancel(delivery)
 
     def state(self) -> str:
         """One line for the log."""

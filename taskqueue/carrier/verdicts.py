@@ -8,15 +8,15 @@ from typing import Any
 from taskqueue import formats
 from taskqueue.config import Group
 from taskqueue.formats import Formats
-from taskqueue.outcome import Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
 from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
 
-__all__ = ["Verdict", "after_answer", "after_death"]
+__all__ = ["Verdict", "after_answer", "after_death", "unwanted"]
 
-Verdict = TimedOut | Crashed | Release
-"""What a worker process was killed for, as far as one workitem is concerned that it ran."""
+Verdict = TimedOut | Crashed | Cancelled | Release
+"""What a worker process was killed for, as far as one workitem is concerned that it ran; or that it is unwanted."""
 
 
 def after_answer(
@@ -40,8 +40,9 @@ def after_answer(
         case ["done", None | str() as content_type, [*sends]]:
             result = None if content_type is None else Payload(payload, _short(content_type))
             return Done(result, tuple(_send(*send) for send in sends))
-        case ["failed", str(error), str(traceback), str(content_type)]:
-            return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)))
+        case ["failed", str(error), str(traceback), str(content_type), None | int() as own]:
+            retries = group.retries if own is None else own
+            return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)), retries)
         case ["retry", float() | int() as seconds, str(reason)] if 0 <= seconds <= LONGEST_DELAY:
             return Retry(float(seconds), reason, "attempt")
         case ["reject", str(reason)]:
@@ -75,16 +76,31 @@ def after_death(
             return TimedOut(limit, formats.failed_result(workitem, error, "", known))
         case Crashed(why):
             return _crashed(workitem, why, known)
+        case Cancelled():
+            return Cancelled(how)
         case None:
             return _crashed(workitem, how, known)
+
+
+def unwanted(outcome: Outcome) -> Outcome:
+    """The same for one that somebody wants no more: what it did stays done; there is no retry, and no dead letter."""
+    match outcome:
+        case Done():
+            return outcome
+        case Failed(error) | Retry(_, error) | Dead(_, error):
+            return Cancelled(error)
+        case _:
+            return Cancelled()
 
 
 def _crashed(workitem: Workitem, how: str, known: Formats) -> Crashed:
     return Crashed(how, formats.failed_result(workitem, f"worker process crashed: {how}", "", known))
 
 
-def _failed(workitem: Workitem, group: Group, error: str, jitter: float, traceback: str, result: Payload) -> Outcome:
-    if workitem.failures < group.retries:
+def _failed(
+    workitem: Workitem, group: Group, error: str, jitter: float, traceback: str, result: Payload, retries: int
+) -> Outcome:
+    if workitem.failures < retries:
         return _retry(workitem, group, error, jitter)
     return Failed(error, traceback, result)
 

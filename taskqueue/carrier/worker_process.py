@@ -6,24 +6,28 @@ import asyncio
 import mmap
 import os
 import random
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue import formats
 from taskqueue.broker import Delivery, Ended, Underway
 from taskqueue.carrier.account import Account
+from taskqueue.carrier.cancelling import Cancelling
 from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.pace import START_WITHIN
-from taskqueue.carrier.verdicts import Verdict, after_answer
+from taskqueue.carrier.verdicts import Verdict, after_answer, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Crashed, Outcome, Release, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Outcome, Release, TimedOut
+from taskqueue.process.handing import described
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
 from taskqueue.record import Run
+from taskqueue.workitem import Workitem
 
 __all__ = ["Owner", "WorkerProcess"]
 
@@ -62,6 +66,9 @@ class Owner(Protocol):
 
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
+
+    def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
+        """A workitem that was cancelled goes on: all of its process group is to get this signal; it is condemned."""
 
 
 class Cut(NamedTuple):
@@ -117,6 +124,7 @@ class WorkerProcess:
         self._alone = False
         self._completes = False  # whether its handlers may end workitems by themselves
         self._completing: set[int] = set()  # those that they may have ended so
+        self._cancelling = Cancelling(group.cancel_timeout)
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
@@ -124,7 +132,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         file = os.memfd_create("taskqueue-start-marks", os.MFD_CLOEXEC)
-        size = -(-self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = -(-2 * self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
         os.ftruncate(file, size)
         self._marks = mmap.mmap(file, size)
         self._wire = Wire(sock, self._heard, lambda reason: owner.mute(self, reason))
@@ -206,7 +214,7 @@ class WorkerProcess:
             for delivery, (_, _, properties) in zip(deliveries, items, strict=True):
                 properties["ticket"] = self._owner.ticket(self, delivery)
         meta = {"idle": idle, "start_by": self._start_by, "items": items}
-        self._wire.send(Kind.WORK, meta, b"".join(delivery.workitem.body for delivery in deliveries))
+        self._wire.send(Kind.WORK, meta, b"".join(_bodies(deliveries)))
         self._watch()
 
     def _watch(self) -> None:
@@ -215,10 +223,11 @@ class WorkerProcess:
         if self._unsure:
             times.append(self._start_by + 0.001)  # not to the instant: it reads its clock after it has set its mark
         if self._since and self._condemned is None:
-            if self.group.time_limit:
-                times.append(self._oldest + self.group.time_limit)
+            times += self._deadlines().values()
             if self.group.memory_limit:
                 times.append(self._weighed + WEIGH_EVERY)
+        if self._cancelling.look_at is not None:
+            times.append(self._cancelling.look_at)
         if times and (self._timer is None or min(times) < self._timer.when()):
             if self._timer is not None:
                 self._timer.cancel()
@@ -229,17 +238,30 @@ class WorkerProcess:
         late = self._overdue()
         if late:
             self._owner.unstarted(self, late)
+        now = self._clock.monotonic()
         if self._condemned is None:
-            self._check_limits(self._clock.monotonic())
+            self._check_limits(now)
+        if (number := self._cancelling.due(now)) is not None:
+            self.condemn({})
+            self._note_work()
+            self._owner.unwanted(self, number)
         self._watch()
 
+    def _limit(self, number: int) -> float:
+        """Seconds that it may take: a task says so itself, or its group does; 0: any time."""
+        return _own_limit(self._handed[number].workitem) or self.group.time_limit
+
+    def _deadlines(self) -> dict[int, float]:
+        """When those that have a slot have taken too long, monotonic seconds."""
+        return {number: since + limit for number, since in self._since.items() if (limit := self._limit(number))}
+
     def _check_limits(self, now: float) -> None:
-        limit, most = self.group.time_limit, self.group.memory_limit
-        over = [number for number, since in self._since.items() if now >= since + limit] if limit else []
+        most = self.group.memory_limit
+        over = {number: self._limit(number) for number, at in self._deadlines().items() if now >= at}
         if over:
-            self.condemn(dict.fromkeys(over, TimedOut(limit)))
+            self.condemn({number: TimedOut(limit) for number, limit in over.items()})
             self._note_work()
-            self._owner.over_limit(self, f"time limit of {limit:g} s")
+            self._owner.over_limit(self, f"time limit of {min(over.values()):g} s")
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
             size = self._memory.resident()
@@ -261,12 +283,36 @@ class WorkerProcess:
         if self._condemned is None:
             self._condemned = verdicts
 
+    def cancel(self, delivery: Delivery) -> None:
+        """If it runs here: tell its handler that somebody wants it no more, and see to it that it ends.
+
+        What has not been started is left alone: it starts soon, or comes back.  May be called again.
+        """
+        size = self.slots * START_MARK.size
+        for slot, (number,) in enumerate(START_MARK.iter_unpack(self._marks[:size])):
+            if self._handed.get(number) is delivery and number not in self._cancelling:
+                START_MARK.pack_into(self._marks, size + slot * START_MARK.size, number)
+                self._wire.send(Kind.CANCEL, [number])  # for those whose event loop reads while handlers run
+                self._cancelling.begin(number, self._clock.monotonic())
+                self._watch()
+
+    def _is_late(self) -> bool:
+        return self._unsure and self._clock.monotonic() >= self._start_by
+
     def _overdue(self) -> list[Delivery]:
-        """Take back what should have been started by now and was not, and may not be started any more."""
-        if not self._unsure or self._clock.monotonic() < self._start_by:
+        """Take back what should have been started by now and was not, and may not be started any more.
+
+        The marks first, and what it has said then: of what was started in time and is not marked any more, it has
+        said the end before.
+        """
+        if not self._is_late():
+            return []
+        started = self.started()
+        self._wire.read()
+        if not self._is_late():  # it has got something new meanwhile
             return []
         self._unsure = False
-        late = self._handed.keys() - self.started() - {self._unhurried}
+        late = self._handed.keys() - started - {self._unhurried}
         self._stuck = bool(late)
         return [self._take(number) for number in sorted(late)]
 
@@ -317,6 +363,8 @@ class WorkerProcess:
         running = []
         for number in sorted(self.started()):
             verdict = None if self._condemned is None else self._condemned.get(number, Release())
+            if number in self._cancelling:
+                verdict = Cancelled()
             run, log = self._account.ran(self._ran_for(number)), self._account.take(number)
             running.append(Cut(self._handed.pop(number), verdict, run, log, number in self._completing))
         rest = list(self._handed.values())
@@ -335,6 +383,9 @@ class WorkerProcess:
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
                 outcome = self._judged(self._handed[number], answer, payload)
                 delivery = self._take(number)
+                if number in self._cancelling:
+                    self._cancelling.over(number)
+                    outcome = unwanted(outcome)
                 self._ended += 1
                 self._stuck = False
                 if self._memory is not None:
@@ -385,10 +436,26 @@ class WorkerProcess:
         return after_answer(delivery.workitem, self.group, answer, payload, jitter=random.random(), known=self.formats)
 
 
+def _own_limit(workitem: Workitem) -> float:
+    """The `time_limit` of a task, seconds; 0: it has none."""
+    limit = workitem.headers.get("time_limit") if "task" in workitem.headers else None
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
+        return 0.0
+    return float(limit)
+
+
 def _seconds(nanoseconds: Any) -> float:
     if not 0 <= nanoseconds < 1e18:
         raise ValueError(f"a time of {nanoseconds} ns")
     return float(nanoseconds / 1e9)
+
+
+def _bodies(deliveries: Sequence[Delivery]) -> Iterator[bytes]:
+    for delivery in deliveries:
+        yield delivery.workitem.body
+        for one in delivery.inputs:
+            if one.payload is not None:
+                yield one.payload.body
 
 
 def _properties(delivery: Delivery) -> dict[str, Any]:
@@ -410,4 +477,6 @@ def _properties(delivery: Delivery) -> dict[str, Any]:
         properties["timestamp"] = workitem.timestamp
     if workitem.priority:
         properties["priority"] = workitem.priority
+    if delivery.inputs:
+        properties["inputs"] = described(delivery.inputs)
     return properties

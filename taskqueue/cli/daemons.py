@@ -106,7 +106,7 @@ def _dispatcher(args: argparse.Namespace) -> int:
 
 
 def _workerpool(args: argparse.Namespace) -> int:
-    from taskqueue.workerpool import WorkerPool
+    from taskqueue.workerpool.pool import WorkerPool
 
     config = _load(_path(args), args.url)
 

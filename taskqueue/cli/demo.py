@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "below DIR described by the worker filestat, and shows what came out.  Nothing stays behind.",
     )
     parser.add_argument(
-        "directory", metavar="DIR", nargs="?", type=Path, default=_own_tree(), help="default: %(default)s"
+        "directory", metavar="DIR", nargs="?", type=Path, default=_own_tree(), help="default: that of taskqueue itself"
     )
     parser.set_defaults(run=_run)
     return parser

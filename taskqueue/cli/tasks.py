@@ -1,4 +1,4 @@
-"""`taskqueue tasks` and `taskqueue show`: what a store knows of workitems."""
+"""`taskqueue tasks`, `show` and `cancel`: what a store knows of workitems, and which of them are wanted no more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskqueue.cli.letters import plain, table
 from taskqueue.clock import SYSTEM
 from taskqueue.config import load
 from taskqueue.dispatcher import broker_options
-from taskqueue.lifecycle import State
+from taskqueue.lifecycle import ENDED, State
 from taskqueue.outcome import Payload
 from taskqueue.record import Attempt, Record
 from taskqueue.store import Store
@@ -30,7 +30,7 @@ COLUMNS = ("id", "type", "state", "reference", "age", "attempts", "error")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
-    """Add both commands to a program's commands."""
+    """Add these commands to a program's commands."""
     tasks = subparsers.add_parser(
         "tasks",
         help="list workitems: what ran, runs and will run",
@@ -53,7 +53,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     show.add_argument("ids", metavar="ID", nargs="+", help="the id of a workitem")
     show.set_defaults(run=_show)
-    return [tasks, show]
+    cancel = subparsers.add_parser(
+        "cancel",
+        help="end workitems that nobody wants any more, also while they run",
+        description="End workitems: at once where they wait; where they run, their handlers are told, and after "
+        "`cancel_timeout` their processes are killed.  None of them is tried again.  The exit status is 1 where one "
+        "has ended before, or is unknown.",
+    )
+    cancel.add_argument("ids", metavar="ID", nargs="+", help="the id of a workitem")
+    cancel.set_defaults(run=_cancel)
+    return [tasks, show, cancel]
 
 
 def _state(text: str) -> State:
@@ -116,6 +125,22 @@ def _show(args: argparse.Namespace) -> int:
             for line in _text(record):
                 print(line)
     return 0
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    too_late = False
+    with closing(_store(args)) as store:
+        for id in args.ids:
+            done = store.cancel(id)
+            state = store.record(id).state
+            too_late = too_late or not done
+            if args.json:
+                print(json.dumps({"id": id, "cancelled": done, "state": state}))
+            elif done:
+                print(f"{plain(id)}: {state if state in ENDED else f'{state}, is told to end'}")
+            else:
+                print(f"taskqueue: workitem {plain(id)} has ended before: {state}", file=sys.stderr)
+    return 1 if too_late else 0
 
 
 def _whole(record: Record) -> dict[str, Any]:

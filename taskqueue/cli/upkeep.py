@@ -31,6 +31,7 @@ _DONE = {  # what a round did, in words: one, and many
     "results": ("result dropped", "results dropped"),
     "dead_letters": ("dead letter dropped", "dead letters dropped"),
     "records": ("record of ended work dropped", "records of ended work dropped"),
+    "mended": ("workitem found that waited for what had ended", "workitems found that waited for what had ended"),
     "days": ("whole day dropped", "whole days dropped"),
     "made": ("day's partition made", "days' partitions made"),
     "hours": ("hour put into the statistics", "hours put into the statistics"),

@@ -2,41 +2,146 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from taskqueue import broker, formats
+from taskqueue.client.deferred import Deferred
+from taskqueue.client.ends import End, Ends
+from taskqueue.client.here import Here
 from taskqueue.client.sending import Sender
-from taskqueue.errors import ResultTimeout, TaskExpired, TaskFailure, Unsupported
-from taskqueue.lifecycle import ENDED, State
+from taskqueue.client.submitting import Submitter
+from taskqueue.client.together import Gathered
+from taskqueue.config import Config
+from taskqueue.errors import DuplicateTask
+from taskqueue.formats import values
+from taskqueue.lifecycle import State
+from taskqueue.outcome import Payload
 from taskqueue.record import Record
 from taskqueue.store import Store
+from taskqueue.tasks import Task, TaskOptions, check
+from taskqueue.workitem import Workitem, is_type
 
 __all__ = ["Queue", "connect"]
 
 
-def connect(url: str) -> Queue:
+def connect(url: str, name: str = "default", **task_options: Unpack[TaskOptions]) -> Queue:
     """What a program sends by and asks, over the broker that `url` names.  Nothing is connected yet.
 
-    Raises BrokerError for a URL that there is no backend, or no driver, for.
+    name: the worker type whose workers run the tasks that are submitted.
+    task_options: what holds for tasks that don't say otherwise themselves; see `TaskOptions`.
+
+    Raises BrokerError for a URL that there is no backend, or no driver, for; ValueError, TypeError for the rest.
     """
-    return Queue(broker.connect(url))
+    if not is_type(name):
+        raise ValueError(f"name {name!r}: expected a worker type: letters, digits, '.', '_', '-'")
+    check(task_options)
+    return Queue(broker.connect(url), name, task_options)
 
 
-class Queue(Sender):
-    """Sends workitems, and says what became of them; safe from several threads, and after a fork.
+class Queue(Submitter, Sender):
+    """Submits tasks, sends workitems, and says what became of them; safe from several threads, and after a fork.
 
-    Any method may raise BrokerUnavailable.  On RabbitMQ, which keeps no record, all but sending is Unsupported.
+    name: the worker type that its tasks are for.  broker: where they wait.
+
+    Any method may raise BrokerUnavailable.  RabbitMQ keeps no record: there, a task's value comes to the program that
+    submitted it, and what needs a store is Unsupported.
     """
 
-    def __init__(self, broker: broker.Broker) -> None:
-        self._broker = broker
-        self._producer = broker.producer()
-        self._opening = threading.Lock()
-        self._opened: Store | None = None
-        super().__init__(self._producer.send)
+    def __init__(self, broker: broker.Broker, name: str = "default", task_options: TaskOptions | None = None) -> None:
+        self.broker = broker
+        self.name = name
+        self.task_options = task_options or TaskOptions()
+        self.max_body = Config().max_body
+        self._there = Here(broker)
+        Sender.__init__(self, lambda workitems: self._here.producer.send(workitems))
+        Submitter.__init__(self, self, {})
+
+    @property
+    def _here(self) -> Here:
+        if self._there.pid != os.getpid():
+            self._there = Here(self.broker, self._there)
+        return self._there
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while a Deferred of this queue changes."""
+        return self._here.lock
+
+    @property
+    def ends(self) -> Ends:
+        """Who hears of the ends of tasks."""
+        return self._here.ends
+
+    # Tasks.
+
+    def options(self, **options: Unpack[TaskOptions]) -> Submitter:
+        """The same queue with options for what is submitted by it: `queue.options(id="4711").submit(...)`."""
+        return Submitter(self, options)
+
+    def deferred(self, task: str | Deferred[Any]) -> Deferred[Any]:
+        """The Deferred of a task's id, or of one that came out of a pickle.  Nobody is asked yet.
+
+        Raises Unsupported over RabbitMQ, for what this program has not submitted itself.
+        """
+        id, name = (task, "") if isinstance(task, str) else (task.id, task.name)
+        known = self.ends.known(id)
+        if isinstance(known, Deferred):
+            return known
+        assert self._store is not None
+        return Deferred(id, self, name)
+
+    def gather(self, *deferreds: Deferred[Any]) -> Gathered[Any]:
+        """The values of all of these, in order."""
+        return Gathered(deferreds)
+
+    def sent(self, calls: Sequence[tuple[Task | str, Workitem]], *, unique: bool = False) -> list[Any]:
+        """Send these calls of tasks; for each its Deferred, or None where it ignores its result."""
+        workitems = [workitem.named() for _, workitem in calls]
+        store = self.broker.capabilities.store
+        found: list[Deferred[Any] | None] = [
+            None if "ignore_result" in workitem.headers else Deferred(workitem.id, self, task)
+            for (task, _), workitem in zip(calls, workitems, strict=True)
+        ]
+        waiting = [each for each in found if each is not None]
+        if not store:  # a reply may be here before `send` returns
+            self.ends.sent(waiting)
+        try:
+            self._here.producer.send(workitems, reply=not store and bool(waiting), unique=unique)
+        except DuplicateTask as error:
+            raise DuplicateTask(error.id, self.deferred(error.id)) from None
+        if store:
+            self.ends.sent(waiting)
+        return found
+
+    def ended_with(self, value: object) -> Deferred[Any]:
+        """A Deferred that has `value`, and no task."""
+        found: Deferred[Any] = Deferred("", self)
+        found.settle(End(self.name, State.SUCCEEDED, values.encode(value, what="the value").payload))
+        return found
+
+    def value_of(self, payload: Payload, task: Task | str = "") -> Any:
+        """What a result is as a value, with the classes that the task's annotation names."""
+        if not values.is_ours(payload):
+            return formats.value(payload.body, payload.content_type)
+        classes = {} if isinstance(task, str) else task.result_classes
+        return values.decode(payload, classes=classes, resolve=self.deferred)
+
+    def __len__(self) -> int:
+        """How many tasks wait, are scheduled or blocked.  Raises Unsupported over RabbitMQ."""
+        return self._store.count(self.name)
+
+    def __bool__(self) -> bool:
+        return True  # empty or not
+
+    def discard_pending(self) -> int:
+        """Cancel all tasks that no worker process has yet; how many there were.  Raises Unsupported over RabbitMQ."""
+        return self._store.discard(self.name)
+
+    # Workitems.
 
     def using(self, connection: object) -> Sender:
         """What sends in the transaction of `connection`: with it, or not at all.
@@ -47,7 +152,7 @@ class Queue(Sender):
         Raises Unsupported where the broker is in no database; BrokerError where the connection leads elsewhere, or
         each of its statements is a transaction of its own.  What its driver raises goes through as it is.
         """
-        return Sender(self._broker.using(connection).send)
+        return Sender(self.broker.using(connection).send)
 
     def record(self, id: str) -> Record:
         """All that is known of a workitem.  Raises UnknownTask for an id that never was, or is not kept any more."""
@@ -62,18 +167,7 @@ class Queue(Sender):
 
         Raises ResultTimeout; TaskFailure where it ended otherwise; TaskExpired where no result is kept; UnknownTask.
         """
-        record = self._store.wait(id, timeout=timeout)
-        if record.state not in ENDED:
-            raise ResultTimeout(id, timeout or 0.0)
-        if record.state != State.SUCCEEDED:
-            last = record.attempts[-1] if record.attempts else None
-            error, traceback = (last.error, last.traceback) if last is not None else ("", "")
-            if last is not None and last.outcome != "failed":
-                error = f"{last.outcome}: {error}" if error else last.outcome
-            raise TaskFailure(id, record.type, str(record.state), error, traceback)
-        if record.result is None:
-            raise TaskExpired(id, record.type, str(record.state), "no result is kept")
-        return formats.value(record.result.body, record.result.content_type)
+        return self.deferred(id).result(timeout)
 
     def history(
         self, *, reference: str = "", type: str = "", states: Sequence[State] = (), limit: int = 100
@@ -85,29 +179,19 @@ class Queue(Sender):
         return self._store.history(reference=reference, type=type, states=states, limit=limit)
 
     def cancel(self, id: str) -> bool:
-        """Take a workitem out of its queue for good; False where it has ended, or a worker process has it.
+        """Have a workitem end for good, also while it runs; False where it has ended.
 
-        Raises UnknownTask.
+        What runs goes on for a moment: `status` says when it has ended, mostly `cancelled`.  Raises UnknownTask.
         """
         return self._store.cancel(id)
 
     @property
     def _store(self) -> Store:
-        with self._opening:
-            if self._opened is None:
-                try:
-                    self._opened = self._broker.store()
-                except Unsupported as reason:
-                    raise Unsupported(f"sending is all that this broker does: {reason}") from None
-            return self._opened
+        return self._here.store
 
     def close(self) -> None:
         """Let go of the broker.  May be called twice; what is used again is connected again."""
-        self._producer.close()
-        with self._opening:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+        self._here.close()
 
     def __enter__(self) -> Queue:
         return self

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from taskqueue.config.ini import Report, Section
 from taskqueue.config.options import DEFAULT, WORKERS, Option, is_reserved, nearest, nearest_section
 from taskqueue.config.values import Group
 from taskqueue.workitem import is_type
 
-__all__ = ["read_options", "resolve"]
+__all__ = ["Read", "one_group", "read_options", "resolve"]
 
 _TIME_LIMITS = ("soft_time_limit", "time_limit")
 VALID_NAME = "expected up to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -41,8 +40,7 @@ def read_options(
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
+class Read(NamedTuple):
     """A worker section's options, understood."""
 
     section: Section
@@ -60,20 +58,20 @@ def resolve(sections: Mapping[str, Section], plugins: Mapping[str, str], report:
         for name, section in sections.items()
         if name == DEFAULT or (not is_reserved(name) and _named_well(section, report))
     }
-    default = read.pop(DEFAULT, _Read(Section(DEFAULT), {}, {}))
+    default = read.pop(DEFAULT, Read(Section(DEFAULT), {}, {}))
     if isinstance(default.values.get("workers"), tuple):
         report.wrong(default.section, default.section.entries["workers"], "expected a number")
     members = _members(read, report)
     owner = {group: type for type, names in members.items() for group in names}
     groups: list[Group] = []
     for type in sorted({*_runnable(plugins, owner, read, report), *(name for name in read if name not in owner)}):
-        own = read.get(type, _Read(Section(type), {}, {}))
+        own = read.get(type, Read(Section(type), {}, {}))
         entry_point = plugins.get(type, "")
         if not entry_point:
             _not_installed(own.section, plugins, report)
         for name in members.get(type, (type,)):
             layers = (default, own) if name == type else (default, own, read[name])
-            groups.append(_group(name, type, entry_point, layers, report))
+            groups.append(one_group(name, type, entry_point, layers, report))
     return tuple(groups)
 
 
@@ -84,7 +82,7 @@ def _named_well(section: Section, report: Report) -> bool:
     return True
 
 
-def _read(section: Section, report: Report) -> _Read:
+def _read(section: Section, report: Report) -> Read:
     settings: dict[str, str] = {}
 
     def setting(name: str) -> None:
@@ -94,10 +92,10 @@ def _read(section: Section, report: Report) -> _Read:
             place = section.entries[name].place
             report.warning(place, f"[{section.name}] {name}: did you mean {meant}? It is passed on to the plugin")
 
-    return _Read(section, read_options(section, WORKERS, report, setting), settings)
+    return Read(section, read_options(section, WORKERS, report, setting), settings)
 
 
-def _members(read: Mapping[str, _Read], report: Report) -> dict[str, tuple[str, ...]]:
+def _members(read: Mapping[str, Read], report: Report) -> dict[str, tuple[str, ...]]:
     """The sections of the groups that each type names."""
     members: dict[str, tuple[str, ...]] = {}
     owner: dict[str, str] = {}
@@ -122,7 +120,7 @@ def _members(read: Mapping[str, _Read], report: Report) -> dict[str, tuple[str, 
     return members
 
 
-def _cannot_be_group(group: str, type: str, name: str, read: Mapping[str, _Read], owner: Mapping[str, str]) -> str:
+def _cannot_be_group(group: str, type: str, name: str, read: Mapping[str, Read], owner: Mapping[str, str]) -> str:
     """What is wrong with naming `group` as a group of `type`; empty: nothing."""
     if owner.get(group) == type:
         return f"expected each group once, and {name} is there twice"
@@ -143,7 +141,7 @@ def _cannot_be_group(group: str, type: str, name: str, read: Mapping[str, _Read]
 
 
 def _runnable(
-    plugins: Mapping[str, str], owner: Mapping[str, str], read: Mapping[str, _Read], report: Report
+    plugins: Mapping[str, str], owner: Mapping[str, str], read: Mapping[str, Read], report: Report
 ) -> list[str]:
     """The installed types that can have processes."""
     types = []
@@ -177,7 +175,8 @@ def _not_installed(section: Section, plugins: Mapping[str, str], report: Report)
     report.warning(section.place, f"[{section.name}]: no plugin for this worker type is installed here{hint}")
 
 
-def _group(name: str, type: str, entry_point: str, layers: tuple[_Read, ...], report: Report) -> Group:
+def one_group(name: str, type: str, entry_point: str, layers: Sequence[Read], report: Report) -> Group:
+    """The group that some sections make together, the last one counting; what is wrong with it goes to `report`."""
     values: dict[str, Any] = {}
     settings: dict[str, str] = {}
     for layer in layers:

@@ -17,14 +17,17 @@ __all__ = ["Entry", "Place", "Report", "Section", "merge", "read"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """A line of a file; places are ordered as they are read.  `number`: which file, in their order."""
+    """A line of a file (0: none of its own); places are ordered as they are read.
+
+    number: which file, in their order.
+    """
 
     number: int
     line: int
     path: Path = field(compare=False)
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        return f"{self.path}:{self.line}" if self.line else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,13 @@ WORKERS = _table(
         "with s, m, h or d behind it.",
     ),
     Option(
+        name="cancel_timeout",
+        default="10s",
+        parse=parsers.duration(),
+        meaning="How long a workitem that is cancelled while it runs may take to end: seconds, or a number with s, m, "
+        "h or d behind it. After half of that its process gets SIGTERM, in the end SIGKILL.",
+    ),
+    Option(
         name="results_routing_key",
         default="results",
         parse=parsers.text(),

@@ -41,7 +41,7 @@ class Group:
     user: empty: not named (see `effective_user`).
     threads, concurrency: how many workitems each process runs at once, by the kind of its `handle_task`.
     prefetch: deliveries held; 0: as many as fit the measured run time.
-    retry_delay, retry_max_delay, stop_timeout: seconds.
+    retry_delay, retry_max_delay, stop_timeout, cancel_timeout: seconds.
     time_limit, soft_time_limit: seconds; 0: none.
     memory_limit, max_memory: bytes; 0: none.
     max_tasks: workitems; 0: any number.
@@ -68,6 +68,7 @@ class Group:
     max_memory: int = _GROUP["max_memory"]
     max_tasks: int = _GROUP["max_tasks"]
     stop_timeout: float = _GROUP["stop_timeout"]
+    cancel_timeout: float = _GROUP["cancel_timeout"]
     results_routing_key: str = _GROUP["results_routing_key"]
     dead_letters: bool = _GROUP["dead_letters"]
     max_crashes: int = _GROUP["max_crashes"]

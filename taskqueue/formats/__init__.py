@@ -8,6 +8,12 @@ installed  formats of third parties: found, loaded, and kept from doing harm
 messages   from a message to its workitem, to what a handler gets, and from what it returns to a result
 jsontext   JSON, read to the letter
 chartext   text in all encodings
+
+values     the arguments and results of functions; whoever needs it imports it, for that takes some milliseconds
+plain      what JSON can express as it is
+writing    from values to what JSON can express
+reading    back from that to values
+classes    which classes a payload may name
 """
 
 from __future__ import annotations

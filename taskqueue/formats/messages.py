@@ -86,9 +86,13 @@ def is_reference(text: str) -> bool:
 def payload(value: object, what: str = "a result") -> Payload:
     """What a handler returned, or a program sends, as bytes: bytes as they are, str as UTF-8 text, else JSON.
 
+    A Payload is one already.
+
     what: it is, in messages.  Raises FormatError where JSON can't express `value`, or `value` would not read it back.
     """
     try:
+        if isinstance(value, Payload):
+            return value
         if isinstance(value, bytes | bytearray):
             return Payload(bytes(value), "application/octet-stream")
         if isinstance(value, str):

@@ -12,7 +12,7 @@ from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
 from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
-from taskqueue.worker import Reject, Retry
+from taskqueue.worker import Failure, Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "check_size", "done", "is_older", "raised"]
@@ -28,7 +28,7 @@ class Answer:
 
     meta: one of
         "done", content type or None for no result, [[queue, content type, body as text of latin-1], ...]
-        "failed", error, traceback, content type
+        "failed", error, traceback, content type, how many retries it has in all or None for those of its group
         "retry", seconds, reason
         "reject", reason
         "malformed", detail
@@ -88,12 +88,15 @@ def raised(error: BaseException, workitem: Workitem, max_result: int, known: For
             return Answer(("reject", str(error.reason)[:MAX_ERROR]))
     except BaseException as wrong:  # what it asks for makes no sense
         error = wrong
+    retries: int | None = None
+    if isinstance(error, Failure):
+        retries, error = error.retries, error.error
     text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
     summary = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR]
     result = formats.failed_result(workitem, summary, text, known)
     if len(result.body) > max_result:
         result = Payload()
-    return Answer(("failed", summary, text, result.content_type), result.body)
+    return Answer(("failed", summary, text, result.content_type, retries), result.body)
 
 
 def done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_result: bool = True) -> Answer:

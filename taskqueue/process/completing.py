@@ -86,4 +86,4 @@ class Completing:
         if answer.meta[0] != "done":
             return answer
         result = formats.failed_result(started.workitem, UNCOMMITTED, "", self._known)
-        return Answer(("failed", UNCOMMITTED, "", result.content_type), result.body)
+        return Answer(("failed", UNCOMMITTED, "", result.content_type, None), result.body)

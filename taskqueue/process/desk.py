@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskqueue.depending import Input
 from taskqueue.process.calling import Answer
+from taskqueue.process.handing import read
 from taskqueue.process.line import Line, Marks
 from taskqueue.process.protocol import Kind
 from taskqueue.title import set_title, shown
@@ -37,6 +39,7 @@ class Item(NamedTuple):
     body: bytes
     properties: dict[str, Any]
     start_by: float
+    inputs: tuple[Input, ...] = ()
 
 
 def items(meta: dict[str, Any], bodies: bytes) -> Iterator[Item]:
@@ -44,19 +47,25 @@ def items(meta: dict[str, Any], bodies: bytes) -> Iterator[Item]:
     offset = 0
     start_by = math.inf if meta["idle"] else meta["start_by"]
     for number, size, properties in meta["items"]:
-        yield Item(number, bodies[offset : offset + size], properties, start_by)
-        offset += size
+        described = properties.pop("inputs", ())
+        inputs = tuple(read(described, bodies, offset + size)) if described else ()
+        yield Item(number, bodies[offset : offset + size], properties, start_by, inputs)
+        offset += size + sum(one[4] for one in described)
         start_by = meta["start_by"]
 
 
 class Desk:
-    """Starts workitems and reports their ends; `label` is what titles call this process."""
+    """Starts workitems and reports their ends; `label` is what titles call this process.
+
+    In a program that is not there for the line alone, nothing is said or measured of the whole process.
+    """
 
     def __init__(self, line: Line, marks: Marks, hello: dict[str, Any]) -> None:
         self._line = line
         self._marks = marks
         self._type: str = hello["type"]
         self._slots: int = hello["slots"]
+        self._one = line.whole and self._slots == 1
         self._title = f"worker {hello['label']}"
         self._running = 0
         self._counting = threading.Lock()
@@ -81,10 +90,10 @@ class Desk:
         if self.completing is not None:
             self.completing.start(item.number, workitem, ticket)
         _here.set(item.number)
-        if self._slots == 1:
+        if self._one:
             self._number = item.number
             self._cpu = time.process_time()
-            set_title(f"{self._title} running {shown(workitem.id)}, attempt {workitem.attempt}")
+            self._show(f"running {shown(workitem.id)}, attempt {workitem.attempt}")
         else:
             self._count(1)
         return workitem
@@ -94,10 +103,10 @@ class Desk:
         if os.getpid() != self._line.pid:  # a child that the handler forked came back: it is none of ours
             os._exit(0 if answer.meta[0] == "done" else 1)
         cpu = None
-        if self._slots > 1:
-            self._count(-1)
-        else:
+        if self._one:
             cpu = time.process_time() - self._cpu
+        else:
+            self._count(-1)
         if self.completing is not None:
             answer = self.completing.end(item.number, answer)
         self._said.pop(item.number, None)
@@ -109,7 +118,7 @@ class Desk:
 
     def here(self) -> int:
         """The number of the hand-over that this thread or task works for; 0: of none, or of any."""
-        return self._number if self._slots == 1 else _here.get()
+        return self._number if self._one else _here.get()
 
     def progress(self, done: float, total: float | None, note: str) -> None:
         """Say how far the one that is handled here is; not more than ten times a second, but for the end."""
@@ -118,10 +127,15 @@ class Desk:
             self._said[number] = now
             self._line.send(Kind.PROGRESS, [number, done, total, note])
 
+    def is_unwanted(self) -> bool:
+        """Whether the one that is handled here is to be cancelled."""
+        number = self.here()
+        return number != 0 and number in self._marks[self._slots : 2 * self._slots]
+
     def complete(self, connection: object, result: Any) -> None:
         """End the one that is handled here in the transaction of `connection`."""
         assert self.completing is not None
-        cpu = time.process_time() - self._cpu if self._slots == 1 else None
+        cpu = time.process_time() - self._cpu if self._one else None
         self.completing.complete(self.here(), connection, result, cpu)
 
     def unstarted(self, late: Sequence[Item]) -> None:
@@ -130,17 +144,20 @@ class Desk:
 
     def idle(self) -> None:
         """Show that nothing runs."""
-        set_title(f"{self._title} idle")
+        self._show("idle")
 
     def _count(self, more: int) -> None:
         with self._counting:
             self._running += more
-            running = f"running {self._running} of {self._slots}"
-            set_title(f"{self._title} {running if self._running else 'idle'}")
+            self._show(f"running {self._running} of {self._slots}" if self._running else "idle")
+
+    def _show(self, doing: str) -> None:
+        if self._line.whole:
+            set_title(f"{self._title} {doing}")
 
 
-def current(workitem: Workitem) -> CurrentWorkitem:
-    """What a handler sees of it."""
+def current(workitem: Workitem, inputs: tuple[Input, ...] = ()) -> CurrentWorkitem:
+    """What a handler sees of it.  inputs: how those have ended that it depends on."""
     return CurrentWorkitem(
         raw=workitem.body,
         id=workitem.id,
@@ -149,4 +166,5 @@ def current(workitem: Workitem) -> CurrentWorkitem:
         headers=workitem.headers,
         attempt=workitem.attempt,
         reference=workitem.reference,
+        inputs=inputs,
     )

@@ -46,6 +46,7 @@ class Watch:
         self._seconds = seconds
         self._due: dict[int, float] = {}  # by thread, monotonic seconds; the first is the next
         self._changed = threading.Condition()
+        self._closed = False
         threading.Thread(target=self._watch, name="soft-time-limit", daemon=True).start()
 
     def limited(self, handle: Handle) -> Handle:
@@ -67,6 +68,12 @@ class Watch:
 
         return run
 
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
     def _remember(self, thread: int) -> None:
         with self._changed:
             self._due[thread] = time.monotonic() + self._seconds
@@ -80,7 +87,7 @@ class Watch:
 
     def _watch(self) -> None:
         with self._changed:
-            while True:
+            while not self._closed:
                 thread, due = next(iter(self._due.items()), (0, None))
                 now = time.monotonic()
                 if due is None:

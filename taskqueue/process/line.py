@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import mmap
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,13 +20,17 @@ __all__ = ["Forwarder", "Line", "Marks"]
 LONGEST_LOG = 1 << 16  # characters of a log record
 LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
 Marks = ctypes.Array[ctypes.c_uint64]
-"""One for each workitem that may run at once: the number of the hand-over that was started there last, or 0."""
+"""Numbers of hand-overs: see `protocol.START_MARK`."""
 
 
 class Line:
-    """The socket to the carrier, seen from here: blocking, safe to use from any thread of this process."""
+    """The socket to the carrier, seen from here: blocking, safe to use from any thread of this process.
 
-    def __init__(self, sock: socket.socket) -> None:
+    whole: the process is there for this line alone; False: it is a program that has it in some threads.
+    """
+
+    def __init__(self, sock: socket.socket, *, whole: bool = True) -> None:
+        self.whole = whole
         self._socket = sock
         self._sending = threading.Lock()
         self.pid = os.getpid()
@@ -67,10 +73,22 @@ class Line:
         """The socket's descriptor."""
         return self._socket.fileno()
 
+    def give_up(self) -> None:
+        """End in such a way that the carrier sees at once that what runs here won't end."""
+        if self.whole:
+            os._exit(1)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing can be said or heard any more, by threads that wait for it now either.  May be called twice."""
+        with contextlib.suppress(OSError):  # the carrier was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
     def _receive(self) -> bytes:
         try:
             return self._socket.recv(LONGEST_READ)
-        except ConnectionResetError:
+        except OSError:  # reset, or closed here
             return b""
 
 
@@ -80,10 +98,14 @@ def shared_marks(file: int) -> Marks:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
-    return (ctypes.c_uint64 * (size // START_MARK.size)).from_address(address)
+    marks = (ctypes.c_uint64 * (size // START_MARK.size)).from_address(address)
+    # Not when the interpreter ends: other threads may still set marks then.
+    weakref.finalize(marks, libc.munmap, address, size).atexit = False
+    return marks
 
 
 class Forwarder(logging.Handler):

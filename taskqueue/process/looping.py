@@ -36,6 +36,7 @@ class InLoop:
         self._waiting: deque[Item] = deque()
         self._free = list(range(hello["concurrency"]))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handling: dict[int, asyncio.Task[Any] | None] = {}  # by hand-over
         self._over: asyncio.Future[None]
 
     def call(self, function: Callable[[], Any]) -> None:
@@ -48,6 +49,9 @@ class InLoop:
 
     def run(self, line: Line, desk: Desk) -> None:
         self._runner.run(self._serve(line, desk))
+
+    def close(self) -> None:
+        self._runner.close()
 
     async def _serve(self, line: Line, desk: Desk) -> None:
         loop = asyncio.get_running_loop()
@@ -68,6 +72,8 @@ class InLoop:
                 self._end(None)
             elif kind == Kind.WORK:
                 self._waiting.extend(items(meta, payload))
+            elif kind == Kind.CANCEL and (handling := self._handling.get(meta[0])) is not None:
+                handling.cancel()
         self._fill(desk)
 
     def _fill(self, desk: Desk) -> None:
@@ -83,8 +89,10 @@ class InLoop:
             desk.unstarted([item])
         else:
             started = time.monotonic()
-            handled_here.set(current(workitem))
+            handled_here.set(current(workitem, item.inputs))
+            self._handling[item.number] = asyncio.current_task()
             answer = await call_async(self._handle, workitem, self._max_result, self._soft_time_limit, self._known)
+            del self._handling[item.number]
             desk.end(item, started, answer)
         self._free.append(slot)
         self._fill(desk)

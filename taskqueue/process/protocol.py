@@ -3,7 +3,7 @@
 A frame is kind, JSON and bytes.  Nothing that comes from a worker process is ever unpickled or trusted: a frame that
 is no frame raises ValueError, and its sender is killed.
 
-    carrier -> worker process   HELLO (and the shared memory), WORK, STOP
+    carrier -> worker process   HELLO (and the shared memory), WORK, CANCEL, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, COMPLETING, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
     carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
@@ -19,15 +19,15 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CANNOT_BOOT", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
+__all__ = ["CANNOT_BOOT", "MAX_FRAME", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
 
 _HEAD = struct.Struct("!BII")
 MAX_FRAME = 1 << 28
 CANNOT_BOOT = 3
 """Exit status of a worker process whose plugin did not load."""
 START_MARK = struct.Struct("=Q")
-"""What lies in the shared memory, once for each workitem that the worker process may run at once: the number of the
-hand-over that it started there last, or 0."""
+"""What lies in the shared memory: for each workitem that the worker process may run at once the number of the hand-over
+that it started there last, or 0; behind all these, for each of them, that of the one that is to be cancelled, or 0."""
 
 
 class Kind(enum.IntEnum):
@@ -58,6 +58,7 @@ class Kind(enum.IntEnum):
     PROGRESS = 23
     WORKED = 24
     COMPLETING = 25
+    CANCEL = 26
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

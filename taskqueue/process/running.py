@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import queue
 import threading
 import time
@@ -34,9 +33,14 @@ class Way(Protocol):
     def run(self, line: Line, desk: Desk) -> None:
         """Handle what comes until the carrier says stop, or is gone."""
 
+    def close(self) -> None:
+        """Let go of threads and event loop, as soon as their handlers have returned: in programs that go on."""
 
-def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN) -> Way:
+
+def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN, *, whole: bool = True) -> Way:
     """How to run `worker`, with bodies read by the formats `known`.
+
+    whole: in a process that is there for it alone; only there is anything done in the main thread, or by a signal.
 
     Raises PluginError where the group's options don't fit its `handle_task`.
     """
@@ -58,7 +62,7 @@ def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN) -> Wa
     for name in ("setup", "teardown"):
         if inspect.iscoroutinefunction(getattr(worker, name, None)):
             raise PluginError(f"{name} of this plugin is an `async def`, and its handle_task is none")
-    return InThreads(worker, hello, known) if threads > 1 else InTurn(worker, hello, known)
+    return InTurn(worker, hello, known) if threads == 1 and whole else InThreads(worker, hello, known)
 
 
 class InTurn:
@@ -83,6 +87,9 @@ class InTurn:
                 self._batch(desk, list(items(meta, payload)))
                 desk.idle()
 
+    def close(self) -> None:
+        pass
+
     def _batch(self, desk: Desk, batch: list[Item]) -> None:
         for position, item in enumerate(batch):
             workitem = desk.start(0, item)
@@ -90,7 +97,7 @@ class InTurn:
                 desk.unstarted(batch[position:])
                 return
             started = time.monotonic()
-            self._worker.workitem = current(workitem)
+            self._worker.workitem = current(workitem, item.inputs)
             desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
 
 
@@ -101,10 +108,11 @@ class InThreads:
         self._max_result: int = hello["max_result"]
         self._known = known
         self._handle = caller(worker, self._max_result, known)
-        if hello["soft_time_limit"]:
-            self._handle = Watch(hello["soft_time_limit"]).limited(self._handle)
+        self._watch = Watch(hello["soft_time_limit"]) if hello["soft_time_limit"] else None
+        if self._watch is not None:
+            self._handle = self._watch.limited(self._handle)
         self._threads: int = hello["threads"]
-        self._waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
 
     def call(self, function: Callable[[], Any]) -> None:
         function()
@@ -112,7 +120,7 @@ class InThreads:
     def run(self, line: Line, desk: Desk) -> None:
         for slot in range(self._threads):
             # Daemons: what still runs when the carrier is gone is done again, and not waited for.
-            threading.Thread(target=self._work, args=(desk, slot), name=f"handler-{slot}", daemon=True).start()
+            threading.Thread(target=self._work, args=(line, desk, slot), name=f"handler-{slot}", daemon=True).start()
         for kind, meta, payload in line.frames():
             if kind == Kind.STOP:
                 return
@@ -121,19 +129,24 @@ class InThreads:
                     self._waiting.put(item)
         raise ConnectionResetError("the carrier is gone")
 
-    def _work(self, desk: Desk, slot: int) -> None:
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._waiting.put(None)
+        if self._watch is not None:
+            self._watch.close()
+
+    def _work(self, line: Line, desk: Desk, slot: int) -> None:
         try:
-            while True:
-                item = self._waiting.get()
+            while (item := self._waiting.get()) is not None:
                 workitem = desk.start(slot, item)
                 if workitem is None:
                     desk.unstarted([item])
                     continue
                 started = time.monotonic()
-                handled_here.set(current(workitem))
+                handled_here.set(current(workitem, item.inputs))
                 desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
         except OSError:
             return  # the carrier is gone, which the main thread sees as well
         except BaseException:  # a thread that ends in silence would leave its workitem lying
             log.critical("a thread of the worker process can't go on", exc_info=True)
-            os._exit(1)
+            line.give_up()

@@ -27,6 +27,7 @@ __all__ = [
     "everything_of",
     "how_it_ended",
     "spawn",
+    "spawn_inside",
     "tie_to",
 ]
 
@@ -142,8 +143,40 @@ def spawn(module: str, user: Account, extra: Mapping[str, str]) -> tuple[subproc
     return process, ours
 
 
+def spawn_inside(module: str, extra: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start `python -m module FD PID` as a part of this program; returns it with the other end of its socket.
+
+    It has the program's user, environment (with `extra`), directory, and options of the interpreter.  The program may
+    have threads, so no Python runs between fork and exec; therefore the child itself has to `tie_to(PID)`, which is to
+    the life of the thread that calls this.
+
+    Raises PluginError where that can't be done.
+    """
+    from multiprocessing.spawn import get_command_line  # which daemons need not wait for
+
+    interpreter = get_command_line()[:-3]  # without the last option, -c, and what belongs to it
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise PluginError(f"can't start a process: {error}") from None
+    try:
+        process = subprocess.Popen(
+            [*interpreter, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, **extra},
+            process_group=0,
+        )
+    except OSError as error:
+        ours.close()
+        raise PluginError(f"can't run {os.fsdecode(interpreter[0])}: {error.strerror}") from None
+    finally:
+        theirs.close()
+    return process, ours
+
+
 def tie_to(parent: int) -> None:
-    """In a child, between fork and exec: be killed when `parent` dies (PR_SET_PDEATHSIG); end where it has."""
+    """In a child: be killed when `parent`, or its thread that made it, dies (PR_SET_PDEATHSIG); end where it has."""
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(1)
 
@@ -195,9 +228,11 @@ def how_it_ended(returncode: int) -> str:
 def everything_of(process: Offspring, number: signal.Signals) -> None:
     """Send a signal to `process` and to its process group, while it has not been waited for."""
     if process.returncode is None:
-        for send in (os.killpg, os.kill):  # both: it may have left its group
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                send(process.pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) != process.pid:  # it has left its group
+                os.kill(process.pid, number)
 
 
 def ended(process: Offspring) -> int | None:
@@ -206,7 +241,10 @@ def ended(process: Offspring) -> int | None:
     Where it did not end in good order, what it has left in its process group is killed: its work is done again.
     """
     if process.returncode is None:
-        end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        try:
+            end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # somebody else in this program has waited for it
+            return process.wait()
         if end is None:
             return None
         if (end.si_code, end.si_status) != (os.CLD_EXITED, 0):

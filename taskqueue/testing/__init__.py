@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("bench", "sending", "receiving", "results", "settling", "dead", "watching", "recorded", "store"):
+_OF_BROKERS = ("sending", "receiving", "results", "settling", "dead", "watching")
+_OF_STORES = ("recorded", "upkeep", "asking", "cancelling", "dependents", "depending", "inputs", "sizes", "store")
+for _name in ("bench", *_OF_BROKERS, *_OF_STORES):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 
 # After the lines above, or failures say nothing.

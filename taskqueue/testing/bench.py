@@ -10,6 +10,7 @@ import pytest
 
 from taskqueue.broker import Broker, Consumer, DeadLetters, Delivery, Ended, Producer
 from taskqueue.outcome import Done, Outcome, Rules
+from taskqueue.store import Store
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["LIMIT", "QUEUE", "QUIET", "RULES", "TYPE", "Bench", "Contract", "item", "items", "settle", "within"]
@@ -159,6 +160,13 @@ class Contract:
         bench = Bench(broker_factory)
         yield bench
         bench.close()
+
+    @pytest.fixture
+    def store(self, bench: Bench) -> Iterator[Store]:
+        """Where the broker is one."""
+        store = bench.broker.store()
+        yield store
+        store.close()
 
 
 async def settle(

@@ -10,7 +10,7 @@ from taskqueue.errors import BrokerError
 from taskqueue.outcome import (
     Release,
 )
-from taskqueue.testing.bench import QUEUE, Bench, item, items, settle
+from taskqueue.testing.bench import QUEUE, Bench, item, items, settle, within
 from taskqueue.workitem import worker_queue
 
 __all__ = ["ReceivingContract"]
@@ -231,6 +231,32 @@ class ReceivingContract:
             await bench.broker.close()
 
         bench.run(test)
+
+    def test_opened_anew_it_is_the_same_place_in_another_event_loop_and_closing_that_ends_nothing_here(
+        self, bench: Bench
+    ) -> None:
+        """As for a program in which several carriers run."""
+
+        async def elsewhere() -> str:
+            broker = bench.broker.anew()
+            try:
+                consumer = broker.consumer(QUEUE, reserve=1)
+                deliveries = await bench.lent(consumer, 1)
+                assert await settle(consumer, deliveries) == [True]
+                return deliveries[0].workitem.id
+            finally:
+                await broker.close()
+
+        async def test() -> list[str]:
+            receiving = asyncio.create_task(bench.lent(bench.consumer(worker_queue("other")), 1))
+            there = asyncio.create_task(asyncio.to_thread(lambda: within(elsewhere())))
+            await asyncio.to_thread(bench.send, item(id="there"))
+            found = await there
+            await asyncio.to_thread(bench.send, item(id="here"), queue=worker_queue("other"))
+            (delivery,) = await receiving
+            return [found, delivery.workitem.id]
+
+        assert bench.run(test) == ["there", "here"]
 
     def test_declaring_says_whether_the_queue_was_made(self, bench: Bench) -> None:
         async def test() -> list[bool]:

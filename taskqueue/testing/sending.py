@@ -43,6 +43,16 @@ class SendingContract:
         with pytest.raises(Unsupported, match=does):
             bench.broker.using(object())
 
+    def test_who_keeps_no_records_says_who_knows_what_depends_on_others_and_what_is_unique(self, bench: Bench) -> None:
+        if bench.broker.capabilities.store:
+            pytest.skip("this broker declares that it is a store")
+        with pytest.raises(Unsupported, match="depends on other work: postgresql:// and sqlite:/// have"):
+            bench.send(item(after=("1",)))
+        with pytest.raises(Unsupported, match="unique ids: postgresql:// and sqlite:/// have"):
+            bench.producer().send([item(id="1")], unique=True)
+
+        assert bench.run(lambda: bench.is_empty(QUEUE))
+
     def test_send_stores_all_and_returns_their_ids_in_order(self, bench: Bench) -> None:
         sent = bench.send(*items(250))
 

@@ -3,13 +3,8 @@
 It opens no payload, imports no plugin code, and has no connection.
 
 pool         the loop: look, plan, act; what each signal does
-children     the processes that it has: started, ready, ended, or failing
+children     carriers, and the processes of all of them
+processes    worker processes: started, ready, ended, or failing
 succession   what one version leaves to the next
 carrier_end  one carrier as its manager sees it: what is said to it, and whether it answers
 """
-
-from __future__ import annotations
-
-from taskqueue.workerpool.pool import WorkerPool
-
-__all__ = ["WorkerPool"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from taskqueue.config import Config
+from taskqueue.config import Config, Group
 from taskqueue.process.protocol import Kind
 from taskqueue.process.spawn import Offspring
 from taskqueue.process.wire import Wire
@@ -127,9 +128,9 @@ class CarrierEnd:
         self.settings = dict(settings)
         self._wire.send(Kind.CONFIG, self.settings)
 
-    def add(self, pid: int, group: Mapping[str, Any], sock: socket.socket) -> None:
+    def add(self, pid: int, group: Group, sock: socket.socket) -> None:
         """A worker process was started for it, with the other end of `sock`."""
-        self._wire.send(Kind.PROCESS, {"pid": pid, "group": group}, files=(sock.detach(),))
+        self._wire.send(Kind.PROCESS, {"pid": pid, "group": asdict(group)}, files=(sock.detach(),))
 
     def died(self, pid: int, how: str) -> None:
         """One of its worker processes is dead."""

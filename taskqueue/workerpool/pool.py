@@ -15,16 +15,17 @@ from typing import Any
 
 from taskqueue import formats
 from taskqueue.clock import SYSTEM, Clock
-from taskqueue.config import Config, check_users, effective_user, load, service_user, user_exists
+from taskqueue.config import Config, Group, check_users, effective_user, load, service_user, user_exists
 from taskqueue.daemon import Startup
 from taskqueue.discovery import Installed
 from taskqueue.errors import ConfigError, TaskQueueError
 from taskqueue.handover import become_anew, check, hold_signals, last_signals, release_signals
-from taskqueue.plan import Start, Stop, plan, want
+from taskqueue.plan import want
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
 from taskqueue.workerpool.carrier_end import LATER, settings
-from taskqueue.workerpool.children import GRACE, MUTE_FOR, Children
+from taskqueue.workerpool.children import MUTE_FOR, Children
+from taskqueue.workerpool.processes import GRACE
 from taskqueue.workerpool.succession import adopt, descriptors, flush, leave
 
 __all__ = ["WorkerPool"]
@@ -99,7 +100,7 @@ class WorkerPool:
                 if self._answering is not None and self._answering.done():
                     self._answering.result()
                 again = self._finish() if self._stopping else self._act()
-                if self._stopping and not self._children.carriers and not self._children.processes:
+                if self._stopping and not self._children.carriers and not self._children.workers.all:
                     return
                 self._show()
                 try:
@@ -114,21 +115,21 @@ class WorkerPool:
 
     def _show(self) -> None:
         """Tell how it is: in its title, and through the service."""
-        children = self._children
-        doing = f"{children.ready} of {len(children.processes)} worker processes ready"
+        children, workers = self._children, self._children.workers
+        doing = f"{workers.ready} of {len(workers.all)} worker processes ready"
         set_title(f"workerpool, {'stopping, ' if self._stopping else ''}{doing}")
         if self._stopping:
             self._service.show(doing)
             self._service.stopping()
             return
         wanted = want(self.config)
-        failing = [group.name for group in wanted if children.is_failing(group)]
+        failing = [group.name for group in wanted if workers.trouble(group)]
         missing = [f"group {name} is failing" for name in failing]
         if children.carrier is None:
             missing.insert(0, "there is no carrier")
         elif children.carrier.trouble:
             missing.insert(0, children.carrier.trouble)
-        pending = children.ready < sum(wanted.values())
+        pending = workers.ready < sum(wanted.values())
         self._service.show(doing, missing=missing, pending=pending)
 
     def _alive(self) -> bool:
@@ -146,7 +147,7 @@ class WorkerPool:
         self._stopping += 1
         hard = self._stopping > 1
         log.info("stopping%s", ": what runs is killed, and will run again" if hard else "")
-        processes = self._children.processes.values()
+        processes = self._children.workers.all.values()
         patience = 0.0 if hard else max((p.group.stop_timeout for p in processes), default=0.0)
         self._killing_at = self._clock.monotonic() + patience + GRACE
         for carrier in self._children.carriers:
@@ -192,7 +193,7 @@ class WorkerPool:
             return error.problems
         log.info("configuration read again")
         children = self._children
-        children.forgive()
+        children.workers.forgive()
         carrier, wanted = children.carrier, self._carrier_settings()
         if carrier is not None and carrier.settings != wanted:
             if {**carrier.settings, **dict.fromkeys(LATER)} == {**wanted, **dict.fromkeys(LATER)}:
@@ -255,18 +256,11 @@ class WorkerPool:
                 return at - now
             if not children.start_carrier(self._user, self._carrier_settings()):
                 return 5.0
-        again: float | None = None
-        for action in plan(children.view(), want=want(self.config), deaths=children.deaths, now=now):
-            match action:
-                case Stop(pid):
-                    children.stop(pid)
-                case Start(group, at) if at <= now:
-                    user = effective_user(group, self.config, root=self._root, exists=user_exists)
-                    if not children.start(group, user, now):
-                        again = min(again or 1.0, 1.0)
-                case Start(_, at):
-                    again = min(again or at - now, at - now)
-        return again
+        return children.workers.act(want(self.config), self._start)
+
+    def _start(self, group: Group, now: float) -> bool:
+        user = effective_user(group, self.config, root=self._root, exists=user_exists)
+        return self._children.start(group, user, now)
 
     @property
     def _user(self) -> str:

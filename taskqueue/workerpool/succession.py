@@ -10,7 +10,8 @@ from typing import Any
 
 from taskqueue.config import Group
 from taskqueue.process.spawn import Adopted
-from taskqueue.workerpool.children import Children, Process
+from taskqueue.workerpool.children import Children
+from taskqueue.workerpool.processes import Process
 
 __all__ = ["adopt", "descriptors", "flush", "groups_of", "leave"]
 
@@ -35,7 +36,7 @@ def leave(children: Children) -> dict[str, Any]:
             "started": process.started,
             "up": process.up,
         }
-        for pid, process in children.processes.items()
+        for pid, process in children.workers.all.items()
     ]
     return {"carriers": carriers, "processes": processes}
 
@@ -74,7 +75,7 @@ def adopt(children: Children, left: Mapping[str, Any]) -> None:
         children.retiring.append(carrier)
         carriers[carrier.pid] = carrier
     for each, group in zip(left["processes"], groups_of(left), strict=True):
-        children.processes[each["pid"]] = Process(
+        children.workers.all[each["pid"]] = Process(
             offspring=Adopted(each["pid"]),
             carrier=carriers[each["carrier"]],
             group=group,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from taskqueue.brokers.postgresql import setup
 
-FAILS = ("test_postgresql.py::test_what_was_settled_or_sent_survives_the_servers_death_at_once",)
+FAILS = ("test_postgresql_outages.py::test_what_was_settled_or_sent_survives_the_servers_death_at_once",)
 
 migrations = setup.migrations
-WHERE = "counted := to_json(settle("
+WHERE = "SELECT to_json(s.counted), s.woken INTO counted, woken_all"
 
 
 def hasty():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from taskqueue.brokers.postgresql import setup
 
 FAILS = (
-    "test_postgresql.py::test_what_somebody_else_has_meanwhile_is_not_settled",
-    "test_postgresql.py::test_a_carrier_that_was_taken_for_dead_settles_nothing",
+    "test_postgresql_leases.py::test_what_somebody_else_has_meanwhile_is_not_settled",
+    "test_postgresql_leases.py::test_a_carrier_that_was_taken_for_dead_settles_nothing",
 )
 
 migrations = setup.migrations

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from taskqueue.carrier.carrier import Carrier
 
-FAILS = ("test_system_signals.py::TestTheWorkerManager::test_sigterm_finishes_what_runs_and_gives_the_reserve_back",)
+FAILS = (
+    "test_system_signals.py::TestTheWorkerManager::test_sigterm_finishes_what_runs_and_gives_the_reserve_back",
+    "test_running.py::TestOverEveryBroker::test_leaving_finishes_what_runs_and_gives_the_rest_back[memory-processes]",
+    "test_running.py::TestOverEveryBroker::test_leaving_finishes_what_runs_and_gives_the_rest_back[memory-threads]",
+)
 
-drain = Carrier._drain
-Carrier._drain = lambda self, *, hard, patient=False: drain(self, hard=True)
+drain = Carrier.drain
+Carrier.drain = lambda self, *, hard=False, patient=False: drain(self, hard=True)

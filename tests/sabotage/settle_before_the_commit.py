@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskqueue.brokers.postgresql.consumer import PostgreSQLConsumer
 
-FAILS = ("test_postgresql.py::test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice",)
+FAILS = ("test_postgresql_outages.py::test_an_answer_that_got_lost_behind_the_commit_is_not_given_twice",)
 
 begin = PostgreSQLConsumer.begin
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from taskqueue.brokers.postgresql import setup
 
 FAILS = (
-    "test_postgresql.py::test_a_number_that_the_server_gives_again_is_not_taken_for_what_had_it_before",
-    "test_postgresql.py::test_a_lease_of_the_same_number_is_not_taken_for_ones_own",
+    "test_postgresql_leases.py::test_a_number_that_the_server_gives_again_is_not_taken_for_what_had_it_before",
+    "test_postgresql_leases.py::test_a_lease_of_the_same_number_is_not_taken_for_ones_own",
 )
 
 migrations = setup.migrations

@@ -10,7 +10,10 @@ FAILS = (
 )
 
 migrations = setup.migrations
-PASSES_BY = {"0003_carriers.sql": "carrier = dead FOR UPDATE SKIP LOCKED", "0005_records.sql": "OF w SKIP LOCKED"}
+PASSES_BY = {
+    "0003_carriers.sql": "carrier = dead FOR NO KEY UPDATE SKIP LOCKED",
+    "0005_records.sql": "OF w SKIP LOCKED",
+}
 
 
 def waiting():

@@ -45,6 +45,9 @@ class AMQPBroker:
     def store(self) -> Store:
         raise Unsupported("RabbitMQ keeps no record of workitems; postgresql://, sqlite:/// and memory:// do")
 
+    def anew(self) -> Broker:
+        return AMQPBroker(self._options)
+
     async def declare(self, queue: str) -> bool:
         return await patiently(lambda: self._link.declare(queue), f"queue {queue}")
 

@@ -201,8 +201,9 @@ class AMQPConsumer:
             return [False] * len(ended)
         return await Settling(self._link, self._session, ended, self._clock, self._spawn).run()
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         """It is no store."""
+        return ()
 
     def ticket(self, delivery: Delivery) -> None:
         return None

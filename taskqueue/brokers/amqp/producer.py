@@ -18,7 +18,7 @@ from taskqueue.broker import Options
 from taskqueue.brokers.amqp.connection import Channel, Connection, Verdict
 from taskqueue.brokers.amqp.link import Link, patiently
 from taskqueue.brokers.amqp.message import from_wire, to_wire
-from taskqueue.errors import BrokerError, BrokerUnavailable, SendFailed
+from taskqueue.errors import BrokerError, BrokerUnavailable, SendFailed, Unsupported
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["AMQPProducer"]
@@ -47,7 +47,12 @@ class AMQPProducer:
         self._left_behind: list[_Thread | None] = []  # a fork's parent's, never touched: not even by its destructors
         self._replies: queues.SimpleQueue[Workitem] = queues.SimpleQueue()
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
+        if unique or any(workitem.after for workitem in workitems):
+            what = "unique ids" if unique else "work that depends on other work"
+            raise Unsupported(f"amqp:// has no {what}: postgresql:// and sqlite:/// have")
         sending = _Sending([workitem.named() for workitem in workitems], queue, reply)
         future = self._submit(lambda line: line.send(sending))
         heard = 0

@@ -8,16 +8,18 @@ import itertools
 import queue as queues
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
-from taskqueue.brokers.memory.ends import Item, MemoryConsumer, MemoryDeadLetters, MemoryProducer
+from taskqueue.brokers.memory.dependencies import Dependencies, Item
+from taskqueue.brokers.memory.ends import MemoryConsumer, MemoryDeadLetters, MemoryProducer
 from taskqueue.brokers.memory.records import MemoryStore, Records
 from taskqueue.clock import SYSTEM, Clock
 from taskqueue.errors import Unsupported
+from taskqueue.outcome import Send
 from taskqueue.record import is_recorded
 from taskqueue.store import Store
-from taskqueue.workitem import DROPPED, Workitem
+from taskqueue.workitem import DROPPED, Workitem, worker_queue
 
 __all__ = ["MemoryBroker", "open_broker"]
 
@@ -30,13 +32,15 @@ class MemoryBroker:
         self.clock = clock
         self.lock = threading.Lock()
         self.records = Records(self.lock, clock)
+        self.dependencies = Dependencies(self.records, self.put_back, self.send)
         self._order = itertools.count()
         self._waiting: dict[str, list[Item]] = {}
         self._replies: dict[str, queues.SimpleQueue[Workitem]] = {}
         self._consumers: list[MemoryConsumer] = []
 
-    def put(self, queue: str, workitem: Workitem) -> None:
-        """Store one workitem, unless `queue` is the reply queue of a client that left."""
+    def send(self, send: Send) -> None:
+        """Store one workitem, unless its queue is the reply queue of a client that left."""
+        queue, workitem = send.queue, send.workitem
         if queue.startswith("reply."):
             replies = self._replies.get(queue)
             if replies is not None:
@@ -44,7 +48,12 @@ class MemoryBroker:
             return
         now = self.clock.wall()
         expires = float("inf") if workitem.expiration is None else max(now, workitem.due or now) + workitem.expiration
-        self.put_back(queue, (-(workitem.priority or 0), next(self._order), expires, workitem))
+        item = (-(workitem.priority or 0), next(self._order), expires, workitem)
+        if not send.goes_on:
+            self.records.born(queue, workitem)
+            if not self.dependencies.begins(queue, item):
+                return
+        self.put_back(queue, item)
 
     def put_back(self, queue: str, item: Item) -> None:
         """Store what was taken, in its old place."""
@@ -58,21 +67,26 @@ class MemoryBroker:
         later: list[Item] = []
         taken: list[Item] = []
         waiting = self._waiting.setdefault(queue, [])
+        for waiter in self.dependencies.expired(now):
+            self._expire(waiter.queue, waiter.item[3])
         while waiting and len(taken) < limit:
             item = heapq.heappop(waiting)
             _, _, expires, workitem = item
             if workitem.due is not None and workitem.due > now:
                 later.append(item)
             elif expires <= now:
-                reason = {"x-death": [{"reason": "expired", "queue": queue}]}
-                self.records.expired(workitem)
-                self.put(DROPPED, workitem._replace(expiration=None, headers={**workitem.headers, **reason}))
+                self._expire(queue, workitem)
             else:
                 taken.append(item)
         for item in later:
             heapq.heappush(waiting, item)
         soonest = min((item[3].due for item in waiting if item[3].due is not None), default=None)
         return taken, None if soonest is None else max(0.0, soonest - now)
+
+    def _expire(self, queue: str, workitem: Workitem) -> None:
+        reason = {"x-death": [{"reason": "expired", "queue": queue}]}
+        self.records.expired(workitem)
+        self.send(Send(DROPPED, workitem._replace(expiration=None, headers={**workitem.headers, **reason})))
 
     def waiting(self, queue: str) -> list[Item]:
         """All that is in `queue`, in the order in which it came."""
@@ -89,12 +103,35 @@ class MemoryBroker:
 
     def withdraw(self, id: str) -> bool:
         """Take a workitem out of where it waits; False where it does not."""
+        if (waiter := self.dependencies.find(id)) is not None:
+            self.dependencies.withdraw(waiter)
+            return True
         return any(
             self.remove(queue, item)
             for queue in filter(is_recorded, self._waiting)
             for item in self._waiting[queue]
             if item[3].id == id
         )
+
+    def drop_unwanted(self, ids: Iterable[str]) -> None:
+        """These may be lent to nobody any more: what somebody wants no more of them is over."""
+        for id in self.records.unwanted.intersection(ids):
+            if self.withdraw(id):
+                self.records.cancelled(id)
+
+    def pending(self, type: str) -> list[Item]:
+        """What waits for workers of `type`, or for others before that; the latest that was sent comes first."""
+        queue = worker_queue(type)
+        blocked = [waiter.item for waiter in self.dependencies.waiting(queue)]
+        return sorted([*self._waiting.get(queue, ()), *blocked], key=lambda item: item[1], reverse=True)
+
+    def discard(self, type: str) -> list[Item]:
+        """Take all of it out of where it waits."""
+        queue, items = worker_queue(type), self.pending(type)
+        for waiter in self.dependencies.waiting(queue):
+            self.dependencies.withdraw(waiter)
+        self._waiting.pop(queue, None)
+        return items
 
     def producer(self) -> Producer:
         return MemoryProducer(self)
@@ -115,7 +152,10 @@ class MemoryBroker:
         asyncio.get_running_loop().call_soon(told, "")
 
     def store(self) -> Store:
-        return MemoryStore(self.records, self.withdraw)
+        return MemoryStore(self.records, self)
+
+    def anew(self) -> Broker:
+        return self
 
     async def declare(self, queue: str) -> bool:
         with self.lock:
@@ -127,8 +167,10 @@ class MemoryBroker:
         return queue in self._waiting
 
     async def close(self) -> None:
+        """Those of this event loop: others may be at it in the same program, each in theirs (`anew`)."""
         for consumer in list(self._consumers):
-            await consumer.close()
+            if consumer.loop is asyncio.get_running_loop() or consumer.loop.is_closed():
+                await consumer.close()
 
     def replies(self) -> tuple[str, queues.SimpleQueue[Workitem]]:
         """A new reply queue, with its name."""

@@ -7,20 +7,20 @@ import contextlib
 import itertools
 import queue as queues
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
+from taskqueue.brokers.memory.dependencies import Dependencies, Item
 from taskqueue.brokers.memory.records import Records
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError
-from taskqueue.outcome import effects
+from taskqueue.errors import BrokerError, DuplicateTask, UnknownTask
+from taskqueue.lifecycle import ENDED
+from taskqueue.outcome import Send, effects
+from taskqueue.record import is_recorded
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
-__all__ = ["Item", "MemoryConsumer", "MemoryDeadLetters", "MemoryProducer", "Place"]
-
-Item = tuple[int, int, float, Workitem]
-"""Place by priority, place by order, POSIX seconds at which it expires, and what it is."""
+__all__ = ["MemoryConsumer", "MemoryDeadLetters", "MemoryProducer", "Place"]
 
 
 class Place(Protocol):
@@ -29,12 +29,14 @@ class Place(Protocol):
     lock: threading.Lock
     clock: Clock
     records: Records
+    dependencies: Dependencies
 
-    def put(self, queue: str, workitem: Workitem) -> None: ...
+    def send(self, send: Send) -> None: ...
     def put_back(self, queue: str, item: Item) -> None: ...
     def take(self, queue: str, limit: int) -> tuple[list[Item], float | None]: ...
     def waiting(self, queue: str) -> list[Item]: ...
     def remove(self, queue: str, item: Item) -> bool: ...
+    def drop_unwanted(self, ids: Iterable[str]) -> None: ...
     def replies(self) -> tuple[str, queues.SimpleQueue[Workitem]]: ...
     def no_replies(self, name: str) -> None: ...
 
@@ -44,16 +46,29 @@ class MemoryProducer:
         self._broker = broker
         self._reply_to, self._replies = broker.replies()
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
             named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         with self._broker.lock:
+            self._check(named, unique=unique)
             for workitem in named:
-                to = queue or worker_queue(workitem.type)
-                self._broker.records.born(to, workitem)
-                self._broker.put(to, workitem)
+                self._broker.send(Send(queue or worker_queue(workitem.type), workitem))
         return [workitem.id for workitem in named]
+
+    def _check(self, workitems: Sequence[Workitem], *, unique: bool) -> None:
+        """Raise what keeps all of them from being sent."""
+        earlier: set[str] = set()
+        for workitem in workitems:
+            for id in workitem.after:
+                if id not in earlier and self._broker.records.find(id) is None:
+                    raise UnknownTask(id)
+            there = self._broker.records.find(workitem.id) if unique else None
+            if unique and (workitem.id in earlier or (there is not None and there.state not in ENDED)):
+                raise DuplicateTask(workitem.id)
+            earlier.add(workitem.id)
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:
         try:
@@ -71,14 +86,15 @@ class MemoryConsumer:
         self._broker = broker
         self._queue = queue
         self._lease = Lease()
-        self._lent: dict[int, Item] = {}
+        self._lent: dict[int, tuple[Delivery, Item]] = {}
         self._tags = itertools.count(1)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._awake = asyncio.Event()
 
     def wake(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._awake.set)
+        """With the lock of the broker, under which it closes: a loop whose consumers are closed may end any time."""
+        if not (self.closed or self.loop.is_closed()):
+            self.loop.call_soon_threadsafe(self._awake.set)
 
     async def receive(self, *, limit: int) -> list[Delivery]:
         while True:
@@ -96,31 +112,37 @@ class MemoryConsumer:
 
     def _lend(self, item: Item) -> Delivery:
         tag = next(self._tags)
-        self._lent[tag] = item
-        return Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease)
+        inputs = self._broker.dependencies.inputs(item[3]) if is_recorded(self._queue) else ()
+        delivery = Delivery(workitem=item[3], queue=self._queue, tag=tag, lease=self._lease, inputs=inputs)
+        self._lent[tag] = delivery, item
+        return delivery
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         with self._broker.lock:
-            return [self._settle(item) for item in ended]
+            counted = [self._settle(item) for item in ended]
+            self._broker.drop_unwanted(item.delivery.workitem.id for item in ended)
+            return counted
 
     def _settle(self, ended: Ended) -> bool:
         delivery = ended.delivery
-        if delivery.lease is not self._lease or (item := self._lent.pop(delivery.tag, None)) is None:
+        if delivery.lease is not self._lease or (lent := self._lent.pop(delivery.tag, None)) is None:
             return False
         workitem, now = delivery.workitem, self._broker.clock.wall()
         todo = effects(workitem, ended.outcome, ended.rules, queue=delivery.queue, now=now)
         for send in todo.sends:
-            self._broker.put(send.queue, send.workitem)
+            self._broker.send(send)
         if not todo.ends:
-            self._broker.put_back(delivery.queue, item)
+            self._broker.put_back(delivery.queue, lent[1])
         self._broker.records.settled(ended)
         return True
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         with self._broker.lock:
             for one in underway:
                 if one.delivery.tag in self._lent:
                     self._broker.records.started(one)
+            unwanted = self._broker.records.unwanted if is_recorded(self._queue) else ()
+            return [one for one, _ in self._lent.values() if one.workitem.id in unwanted] if unwanted else ()
 
     def ticket(self, delivery: Delivery) -> None:
         return None
@@ -133,13 +155,14 @@ class MemoryConsumer:
 
     async def close(self) -> None:
         with self._broker.lock:
+            self.wake()
             self.closed = True
             self._lease.lost = True
             lent, self._lent = self._lent, {}
-            for item in lent.values():
+            for _, item in lent.values():
                 self._broker.put_back(self._queue, item)
                 self._broker.records.released(item[3])
-        self.wake()
+            self._broker.drop_unwanted(item[3].id for _, item in lent.values())
 
 
 class MemoryDeadLetters:
@@ -163,8 +186,9 @@ class MemoryDeadLetters:
         if self._lease.lost or (todo.ends and not self._broker.remove(DEAD_LETTERS, delivery.tag)):
             return False
         for send in todo.sends:
-            self._broker.records.born(send.queue, send.workitem)
-            self._broker.put(send.queue, send.workitem)
+            self._broker.send(send._replace(goes_on=False))
+        if todo.ends and not todo.sends:
+            self._broker.dependencies.forget(delivery.workitem.id)
         return True
 
     async def close(self) -> None:

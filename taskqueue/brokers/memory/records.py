@@ -7,25 +7,32 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from taskqueue.broker import Ended, Underway
 from taskqueue.clock import Clock
+from taskqueue.depending import result_ends
 from taskqueue.errors import UnknownTask
-from taskqueue.lifecycle import ENDED, State
+from taskqueue.lifecycle import ENDED, State, at_first
 from taskqueue.outcome import Dead, Rules
-from taskqueue.record import Record, born, is_recorded, lost, settled, started
+from taskqueue.record import Record, born, is_recorded, lost, settled, started, unmet
 from taskqueue.statistics import Finish, Tally, hour_of, tallied, times
 from taskqueue.store import sender
 from taskqueue.upkeep import HOUR, Keeping, Round, dispensable
 from taskqueue.workitem import Workitem
 
-__all__ = ["MemoryStore", "Records"]
+__all__ = ["MemoryBell", "MemoryStore", "Records", "Waiting"]
 
 MOST_ENDED = 100_000  # records of what has ended that are kept
 
 
 class Records:
-    """One for each id: that of its latest life.  Everything is called with `lock` held."""
+    """One for each id: that of its latest life.  Everything is called with `lock` held.
+
+    on_end, on_drop: called with each record of what has ended, and with the id of each that is dropped.
+    ends: how many have ended so far.
+    unwanted: ids of what is lent, and somebody wants no more.
+    """
 
     def __init__(self, lock: threading.Lock, clock: Clock) -> None:
         self.lock = lock
@@ -34,12 +41,31 @@ class Records:
         self._sender = sender()
         self._records: dict[str, Record] = {}  # the latest that was sent comes last
         self._ended: deque[str] = deque()
+        self._until: dict[str, float] = {}  # when results end, POSIX seconds
+        self.ends = 0
+        self.unwanted: set[str] = set()
+        self.on_end: Callable[[Record], None]
+        self.on_drop: Callable[[str], None]
 
     def born(self, queue: str, workitem: Workitem) -> None:
         """It is sent to `queue`."""
         if is_recorded(queue):
             self._records.pop(workitem.id, None)
+            self._until.pop(workitem.id, None)
+            self.unwanted.discard(workitem.id)
             self._records[workitem.id] = born(workitem, sender=self._sender, now=self._clock.wall())
+
+    def blocked(self, id: str) -> None:
+        """It waits for others."""
+        self._records[id] = replace(self._records[id], state=State.BLOCKED)
+
+    def unblocked(self, workitem: Workitem) -> None:
+        """It waits for nothing more."""
+        self._change(workitem, lambda record: replace(record, state=at_first(workitem, self._clock.wall())))
+
+    def unmet(self, workitem: Workitem, why: str) -> None:
+        """It has ended because of what it depends on."""
+        self._change(workitem, lambda record: unmet(record, workitem, why, now=self._clock.wall()))
 
     def started(self, underway: Underway) -> None:
         """A worker process runs it."""
@@ -50,6 +76,9 @@ class Records:
         """A delivery of it has ended."""
         delivery = ended.delivery
         if is_recorded(delivery.queue):
+            until = result_ends(delivery.workitem, self._clock.wall())
+            if until is not None:
+                self._until[delivery.workitem.id] = until
             self._change(
                 delivery.workitem,
                 lambda record: settled(
@@ -68,7 +97,7 @@ class Records:
         self._change(workitem, lambda record: lost(record, workitem, now=self._clock.wall()))
 
     def cancelled(self, id: str) -> None:
-        """It was taken out of its queue."""
+        """It was taken out of its queue, and somebody wants it no more."""
         self._end(replace(self._records[id], state=State.CANCELLED, ended=self._clock.wall()))
 
     def _change(self, workitem: Workitem, change: Callable[[Record], Record]) -> None:
@@ -80,12 +109,20 @@ class Records:
         self._records[record.id] = record
         if record.state not in ENDED:
             return
+        self.ends += 1
+        self.unwanted.discard(record.id)
         self.has_ended.notify_all()
         self._ended.append(record.id)
         if len(self._ended) > MOST_ENDED:
             oldest = self._records.get(self._ended.popleft())
             if oldest is not None and oldest.state in ENDED:
-                del self._records[oldest.id]
+                self._drop(oldest.id)
+        self.on_end(record)
+
+    def _drop(self, id: str) -> None:
+        del self._records[id]
+        self._until.pop(id, None)
+        self.on_drop(id)
 
     def all_ended(self) -> list[Record]:
         """Those that are over, the first that was sent first."""
@@ -100,16 +137,34 @@ class Records:
         over = dispensable(past, keeping, now)
         gone = [id for hour, type, id in ended if (hour, type) in over]
         for id in gone:
-            del self._records[id]
+            self._drop(id)
         return len(gone)
+
+    def drop_results(self) -> int:
+        """Forget those whose time is over; how many there were."""
+        now = self._clock.wall()
+        over = [id for id, until in self._until.items() if until <= now and self._records[id].state in ENDED]
+        for id in over:
+            del self._until[id]
+            self._records[id] = replace(self._records[id], result=None)
+        return len(over)
 
     def get(self, id: str) -> Record:
         """As it is now.  Raises UnknownTask."""
-        try:
-            record = self._records[id]
-        except KeyError:
-            raise UnknownTask(id) from None
-        is_due = record.due is not None and record.due <= self._clock.wall()
+        record = self.find(id)
+        if record is None:
+            raise UnknownTask(id)
+        return record
+
+    def find(self, id: str) -> Record | None:
+        """As it is now; None: nothing is known of it."""
+        record = self._records.get(id)
+        if record is None:
+            return None
+        now = self._clock.wall()
+        if record.result is not None and self._until.get(id, now + 1) <= now:
+            return replace(record, result=None)
+        is_due = record.due is not None and record.due <= now
         return replace(record, state=State.WAITING) if record.state == State.SCHEDULED and is_due else record
 
     def ids(self) -> list[str]:
@@ -117,12 +172,41 @@ class Records:
         return list(reversed(self._records))
 
 
-class MemoryStore:
-    """The contract.  `withdraw` takes a workitem out of where it waits; False where it does not."""
+class Waiting(Protocol):
+    """Where what is neither ended nor lent can be had; an item is a tuple with the workitem at its end."""
 
-    def __init__(self, records: Records, withdraw: Callable[[str], bool]) -> None:
+    def withdraw(self, id: str) -> bool: ...
+    def pending(self, type: str) -> Sequence[tuple[int, int, float, Workitem]]: ...
+    def discard(self, type: str) -> Sequence[tuple[int, int, float, Workitem]]: ...
+
+
+class MemoryBell:
+    """The contract."""
+
+    def __init__(self, records: Records) -> None:
         self._records = records
-        self._withdraw = withdraw
+        self._heard = records.ends
+        self._closed = False
+
+    def wait(self, timeout: float | None) -> bool:
+        records = self._records
+        with records.lock:
+            records.has_ended.wait_for(lambda: self._closed or records.ends > self._heard, timeout)
+            before, self._heard = self._heard, records.ends
+            return not self._closed and before < records.ends
+
+    def close(self) -> None:
+        with self._records.lock:
+            self._closed = True
+            self._records.has_ended.notify_all()
+
+
+class MemoryStore:
+    """The contract."""
+
+    def __init__(self, records: Records, waiting: Waiting) -> None:
+        self._records = records
+        self._waiting = waiting
 
     def record(self, id: str) -> Record:
         with self._records.lock:
@@ -147,11 +231,33 @@ class MemoryStore:
 
     def cancel(self, id: str) -> bool:
         with self._records.lock:
-            self._records.get(id)
-            if not self._withdraw(id):
+            if self._records.get(id).state in ENDED:
                 return False
-            self._records.cancelled(id)
+            if self._waiting.withdraw(id):
+                self._records.cancelled(id)
+            else:
+                self._records.unwanted.add(id)
             return True
+
+    def ended(self, ids: Sequence[str]) -> dict[str, Record | None]:
+        with self._records.lock:
+            found = {id: self._records.find(id) for id in ids}
+        return {id: record for id, record in found.items() if record is None or record.state in ENDED}
+
+    def bell(self) -> MemoryBell:
+        with self._records.lock:
+            return MemoryBell(self._records)
+
+    def count(self, type: str) -> int:
+        with self._records.lock:
+            return len(self._waiting.pending(type))
+
+    def discard(self, type: str) -> int:
+        with self._records.lock:
+            gone = self._waiting.discard(type)
+            for *_, workitem in gone:
+                self._records.cancelled(workitem.id)
+            return len(gone)
 
     def statistics(self, *, type: str = "", since: float = 0.0) -> list[Tally]:
         with self._records.lock:
@@ -161,7 +267,7 @@ class MemoryStore:
 
     def maintain(self, keeping: Keeping) -> Round:
         with self._records.lock:
-            return Round(records=self._records.drop(keeping))
+            return Round(results=self._records.drop_results(), records=self._records.drop(keeping))
 
     def close(self) -> None:
         pass

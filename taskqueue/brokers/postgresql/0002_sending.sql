@@ -2,8 +2,8 @@
 
 -- Stores workitems, their bodies cut out of `bodies`.  Whoever calls it says who is told.
 -- lanes: the queues and priorities that occur.  sender: of those that don't say one.  delay, lifetime: seconds from now on.  optional: only where the queue
--- exists.
-CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json, sender text) RETURNS void
+-- exists.  base: what depends on others gets the number of its inputs from it on, in order; what goes on has one.
+CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json, sender text, base bigint DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     INSERT INTO queues (name, priority)
@@ -13,24 +13,26 @@ BEGIN
             AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue));
     INSERT INTO workitems (
         sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
-        properties, story, body
+        properties, story, inputs, needs, failing, body
     )
         SELECT
             coalesce(to_timestamp(i.sent), now()),
             now() + make_interval(secs => i.delay),
             now() + make_interval(secs => coalesce(i.delay, 0) + i.lifetime),
             coalesce(i.attempt, 1), coalesce(i.crashes, 0), coalesce(i.failures, 0),
-            CASE WHEN i.delay IS NULL THEN 0 ELSE 1 END,
+            CASE WHEN i.after IS NOT NULL THEN 3 WHEN i.delay IS NULL THEN 0 ELSE 1 END,
             coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), nullif(i.reference, ''),
             coalesce(i.sender, store.sender), coalesce(i.content_type, ''), coalesce(i.properties, ''),
-            coalesce(i.story, ''), substr(bodies, i.at + 1, i.size)
+            coalesce(i.story, ''), CASE WHEN i.inputs IS NULL AND i.after IS NOT NULL THEN base + i.place ELSE i.inputs END,
+            json_array_length(i.after), i.failing, substr(bodies, i.at + 1, i.size)
         FROM ROWS FROM (json_to_recordset(items) AS (
             sent double precision, delay double precision, lifetime double precision, attempt integer,
             crashes integer, failures integer, priority smallint, queue text, id text, type text, reference text,
-            sender text, content_type text, properties text, story text, optional boolean, at integer, size integer
+            sender text, content_type text, properties text, story text, optional boolean, inputs bigint, after json,
+            failing text, at integer, size integer
         )) WITH ORDINALITY AS i (
             sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, reference, sender,
-            content_type, properties, story, optional, at, size, place
+            content_type, properties, story, optional, inputs, after, failing, at, size, place
         )
         WHERE i.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = i.queue)
         ORDER BY i.place;
@@ -51,16 +53,30 @@ END
 $$;
 
 -- What programs of this project send by.  told: the queues whose carriers are woken up.  here: the identity of the
--- database that is meant, where the connection is somebody else's.
+-- database that is meant, where the connection is somebody else's.  sole: ids that no other work may have that is not over.
+-- asked: what some of them depend on, and does not come earlier in the same transaction; NULL where none depends on any.
 CREATE FUNCTION @schema@.put(
-    items json, bodies bytea, lanes json, sender text, told text[], here text DEFAULT NULL
+    items json, bodies bytea, lanes json, sender text, told text[], here text DEFAULT NULL, sole text[] DEFAULT NULL,
+    asked text[] DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+DECLARE
+    woken text[];
 BEGIN
     IF here <> identity() THEN
         RAISE EXCEPTION 'database % is not the one that the URL names', current_database() USING ERRCODE = 'TQ003';
     END IF;
-    PERFORM store(items, bodies, lanes, sender);
+    IF sole IS NOT NULL THEN
+        PERFORM refuse_others(sole);
+    END IF;
+    IF asked IS NULL THEN
+        PERFORM store(items, bodies, lanes, sender);
+    ELSE
+        woken := bind(items, bodies, lanes, sender, asked);
+    END IF;
+    IF cardinality(told) > 0 THEN
+        told := told || woken;
+    END IF;
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
 $$;

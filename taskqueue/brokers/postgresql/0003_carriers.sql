@@ -5,46 +5,61 @@
 -- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
 -- place: where the row is, as the claim or the last report said; only VACUUM FULL and the like move rows beside that, and
 -- they are looked for then.
--- state: of what has ended, if it is to be kept; with a story, all of it.  results: the queue whose readers get the
--- result out of the history.  sender: who sends what has no other one.
+-- state: of what has ended; with a story, all of it is kept; off: nothing.  results: the queue whose readers get the
+-- result out of the history.  timeout: seconds that the result is kept.  unbinds: what it depends on is of no use any more.
+-- sender: who sends what has no other one.  patient: who waits for what has ended is told after this transaction.
+-- counted: the numbers of those that count.  woken: the queues in which there may be something because of them.
 CREATE FUNCTION @schema@.settle(
-    me bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text
+    me bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, patient boolean DEFAULT false,
+    OUT counted bigint[], OUT woken text[]
 )
-RETURNS bigint[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-    counted bigint[] := '{}';
     found bigint[];
     todo json := ends;
     all_ended boolean := true;
+    batch endings[];
+    finished endings[] := '{}';
+    unbound bigint[];
     held constant smallint := CASE WHEN me IS NULL THEN 0 ELSE 2 END;
 BEGIN
+    counted := '{}';
     WHILE todo IS NOT NULL LOOP
         WITH gone AS (
             DELETE FROM workitems w
             USING json_to_recordset(todo) AS e (
                 place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, story text,
-                results text, at integer, size integer
+                results text, timeout double precision, off boolean, unbinds boolean, at integer, size integer
             )
             WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
-                w.reference, w.sender, w.running, e.state, e.worker, e.error, e.result_type, e.story, e.results, e.at,
-                e.size
+                w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story, e.results,
+                e.timeout, e.off, e.unbinds, e.at, e.size
         ), past AS (
             INSERT INTO history (
                 seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
-                result_type, story, running, results, result
+                result_type, story, running, results, kept_until, result
             )
             SELECT
                 g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
                 g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
                 coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
-                g.results, substr(bodies, g.at + 1, g.size)
-            FROM gone g WHERE g.state IS NOT NULL
+                g.results, statement_timestamp() + make_interval(secs => g.timeout), substr(bodies, g.at + 1, g.size)
+            FROM gone g WHERE g.state IS NOT NULL AND g.off IS NULL
         )
-        SELECT array_agg(seq) INTO found FROM gone;
+        SELECT
+            array_agg(seq), array_agg(inputs) FILTER (WHERE unbinds),
+            array_agg(
+                ROW(id, type, state, error, state = 'succeeded' AND size IS NOT NULL, false, statement_timestamp())::endings
+            ) FILTER (WHERE state IS NOT NULL)
+            INTO found, unbound, batch
+            FROM gone;
         counted := counted || found;
+        finished := finished || batch;
+        IF unbound IS NOT NULL THEN
+            DELETE FROM dependencies d WHERE d.dependent = ANY (unbound);
+        END IF;
         all_ended := cardinality(counted) = json_array_length(ends);
         EXIT WHEN all_ended;
         todo := (
@@ -81,24 +96,31 @@ BEGIN
     IF sends IS NOT NULL THEN
         PERFORM store(sends, bodies, lanes, sender);
     END IF;
-    RETURN counted;
+    woken := CASE WHEN patient THEN tell_later(finished) ELSE tell(finished) END;
+    IF me IS NULL AND sends IS NOT NULL THEN
+        woken := woken || bind_again(sends);
+    END IF;
 END
 $$;
 
 -- Lends up to `room` workitems of a queue.  after: per priority, the number behind which to begin: so the index entries of
 -- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
--- items: a list of arrays; bodies: all of their bodies behind each other; filled: whether there may be more.
-CREATE FUNCTION @schema@.claim(me bigint, queue text, room integer, after json, OUT items json[], OUT bodies bytea)
+-- items: a list of arrays; bodies: all of their bodies behind each other, each with those of its inputs behind it.
+CREATE FUNCTION @schema@.claim(
+    me bigint, queue text, room integer, after json, OUT items json[], OUT bodies bytea, OUT woken text[]
+)
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     lane smallint;
     part json[];
     blob bytea;
+    whole constant boolean := starts_with(queue, 'worker_');
+    wishes constant boolean := EXISTS (SELECT FROM unwanted);
 BEGIN
     items := '{}';
     bodies := '';
-    PERFORM promote();
+    woken := promote();
     IF NOT is_recorded(queue) THEN
         PERFORM bring(queue, room);
     END IF;
@@ -110,7 +132,8 @@ BEGIN
                 WHERE c.state = 0 AND c.queue = claim.queue AND c.priority = lane
                     AND c.seq > coalesce((after->>lane::text)::bigint, 0)
                     AND (c.expires IS NULL OR c.expires > now())
-                ORDER BY c.seq LIMIT room FOR UPDATE SKIP LOCKED
+                    AND NOT (wishes AND EXISTS (SELECT FROM unwanted u WHERE u.id = c.id AND u.sent = c.sent))
+                ORDER BY c.seq LIMIT room FOR NO KEY UPDATE SKIP LOCKED
             ))
             RETURNING w.*, w.ctid AS place
         )
@@ -118,9 +141,9 @@ BEGIN
             array_agg(json_build_array(
                 t.seq, t.place, t.priority, date_part('epoch', t.sent), length(t.body), t.expired_in, t.id, t.type,
                 t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties, t.sender,
-                t.story
+                t.story, t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, whole) END
             )),
-            string_agg(t.body, '')
+            string_agg(CASE WHEN t.inputs IS NULL OR NOT whole THEN t.body ELSE t.body || results_of(t.inputs) END, '')
             INTO part, blob
             FROM (SELECT * FROM taken ORDER BY seq) t;
         IF part IS NOT NULL THEN
@@ -168,20 +191,23 @@ BEGIN
 END
 $$;
 
--- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.
-CREATE FUNCTION @schema@.promote() RETURNS void
+-- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.  Returns the queues
+-- in which there may be something because of that.
+CREATE FUNCTION @schema@.promote() RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    finished endings[];
 BEGIN
     IF EXISTS (SELECT FROM workitems WHERE state = 1 AND due <= now()) THEN
         UPDATE workitems SET state = 0, due = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM workitems WHERE state = 1 AND due <= now() ORDER BY due LIMIT 1000
-                FOR UPDATE SKIP LOCKED
+                FOR NO KEY UPDATE SKIP LOCKED
             ));
     END IF;
-    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state = 0) THEN
-        DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3)) THEN
+        PERFORM drop_messages(ARRAY(
             SELECT ctid FROM workitems
             WHERE expires <= now() AND state = 0 AND (queue IN ('taskqueue.dead', 'taskqueue.dropped') OR is_reply(queue))
             LIMIT 1000 FOR UPDATE SKIP LOCKED
@@ -189,22 +215,27 @@ BEGIN
         PERFORM declare('taskqueue.dropped');
         WITH late AS (
             UPDATE workitems
-            SET queue = 'taskqueue.dropped', expired_in = queue, expires = NULL, priority = 0,
-                seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
+            SET queue = 'taskqueue.dropped', expired_in = queue, expires = NULL, priority = 0, state = 0, due = NULL,
+                needs = NULL, failing = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
             WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM workitems WHERE expires <= now() AND state = 0 LIMIT 1000 FOR UPDATE SKIP LOCKED
+                SELECT ctid FROM workitems
+                WHERE expires <= now() AND state IN (0, 3) LIMIT 1000 FOR UPDATE SKIP LOCKED
             ))
             RETURNING *
+        ), work AS (
+            INSERT INTO history (
+                seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+                result_type, story, running
+            )
+            SELECT
+                seq, sent, now(), attempt, crashes, priority, 'expired', id, type, expired_in, reference, sender, '', 'expired',
+                '', story, ''
+            FROM late WHERE is_recorded(expired_in)
+            RETURNING id, type, ended
         )
-        INSERT INTO history (
-            seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
-            result_type, story, running
-        )
-        SELECT
-            seq, sent, now(), attempt, crashes, priority, 'expired', id, type, expired_in, reference, sender, '', 'expired',
-            '', story, ''
-        FROM late WHERE expired_in = 'taskqueue' OR starts_with(expired_in, 'worker_');
+        SELECT array_agg(ROW(id, type, 'expired', '', false, false, ended)::endings) INTO finished FROM work;
     END IF;
+    RETURN CASE WHEN finished IS NULL THEN '{}'::text[] ELSE tell(finished) END;
 END
 $$;
 
@@ -212,16 +243,19 @@ $$;
 -- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
 -- due: seconds until the next workitem is due; said where a claim left room.
 -- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
+-- unwanted: the numbers of what it has and somebody wants no more.
 CREATE FUNCTION @schema@.turn(
     me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
     reports json, told text[],
-    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json
+    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
+    OUT unwanted json
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     want record;
     got record;
     found_all json[] := '{}';
+    woken_all text[];
 BEGIN
     PERFORM FROM carriers WHERE id = me AND term = my_term FOR SHARE;  -- nobody adopts it meanwhile
     IF NOT FOUND THEN
@@ -231,7 +265,14 @@ BEGIN
         -- A crash of the server may lose a claim: see `resume`.
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
-        counted := to_json(settle(me, ends, releases, sends, bodies, lanes, sender));
+        SELECT to_json(s.counted), s.woken INTO counted, woken_all
+            FROM settle(me, ends, releases, sends, bodies, lanes, sender) s;
+    END IF;
+    IF EXISTS (SELECT FROM endings) THEN
+        woken_all := woken_all || doubts();
+    END IF;
+    IF EXISTS (SELECT FROM unwanted) THEN
+        unwanted := unwant(me);
     END IF;
     IF reports IS NOT NULL THEN
         moved := report(me, reports);
@@ -243,12 +284,14 @@ BEGIN
             got := claim(me, want.queue, want.room, want.after);
             found_all := found_all || json_build_array(want.number, got.items);
             lent_bodies := lent_bodies || got.bodies;
+            woken_all := woken_all || got.woken;
             IF cardinality(got.items) < want.room THEN
                 due := (SELECT extract(epoch FROM min(w.due) - now()) FROM workitems w WHERE w.state = 1);
             END IF;
         END LOOP;
     END IF;
     lent := array_to_json(found_all);
+    woken := array_to_json(woken_all);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
 $$;
@@ -316,7 +359,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     lent constant tid[] := ARRAY(SELECT ctid FROM workitems WHERE state = 2 AND carrier = dead);
     free constant tid[] := ARRAY(
-        SELECT ctid FROM workitems WHERE ctid = ANY (lent) AND state = 2 AND carrier = dead FOR UPDATE SKIP LOCKED
+        SELECT ctid FROM workitems WHERE ctid = ANY (lent) AND state = 2 AND carrier = dead FOR NO KEY UPDATE SKIP LOCKED
     );
 BEGIN
     UPDATE workitems SET state = 0, carrier = NULL, running = '', story = lost(story, running, attempt)

@@ -9,16 +9,21 @@ $$;
 
 -- Those of the chosen ones that are still there.
 CREATE FUNCTION @schema@.read_letters(chosen tid[], OUT items json, OUT bodies bytea)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
     SELECT
         json_agg(json_build_array(
             t.seq, t.place, t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
-            t.attempt, t.crashes, t.failures, t.properties
+            t.attempt, t.crashes, t.failures, t.properties, '', '', t.inputs,
+            CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, false) END
         )),
         string_agg(t.body, '')
-    FROM (
-        SELECT *, ctid AS place FROM workitems WHERE ctid = ANY (chosen) AND state = 0 AND queue = 'taskqueue.dead' ORDER BY seq
-    ) t
+        INTO items, bodies
+        FROM (
+            SELECT *, ctid AS place FROM workitems w
+            WHERE w.ctid = ANY (chosen) AND w.state = 0 AND w.queue = 'taskqueue.dead' ORDER BY w.seq
+        ) t;
+END
 $$;
 
 CREATE FUNCTION @schema@.end_letters(
@@ -26,10 +31,13 @@ CREATE FUNCTION @schema@.end_letters(
 ) RETURNS json
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
-    counted bigint[] := settle(NULL, ends, NULL, sends, bodies, lanes, sender);
+    done record;
 BEGIN
-    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
-    RETURN to_json(counted);
+    SELECT * INTO done FROM settle(NULL, ends, NULL, sends, bodies, lanes, sender);
+    IF cardinality(told) > 0 THEN
+        PERFORM pg_notify('@name@', queue) FROM unnest(told || done.woken) AS queue;
+    END IF;
+    RETURN to_json(done.counted);
 END
 $$;
 
@@ -55,26 +63,25 @@ BEGIN
     IF NOT alone() THEN
         RETURN;
     END IF;
-    PERFORM promote();
+    PERFORM unwant(NULL);
+    PERFORM pg_notify('@name@', queue) FROM unnest(doubts() || promote()) AS queue;
     dropped := 0;
     SELECT seq INTO beyond FROM workitems
         WHERE state = 0 AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
     IF FOUND THEN
-        DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+        dropped := drop_messages(ARRAY(
             SELECT ctid FROM workitems WHERE state = 0 AND queue = tidy.results AND seq <= beyond
             ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
         ));
-        GET DIAGNOSTICS dropped = ROW_COUNT;
     END IF;
     INSERT INTO unread AS u
         SELECT tidy.results, h.ended FROM history h
         WHERE h.results = tidy.results ORDER BY h.ended DESC, h.seq DESC LIMIT 1 OFFSET greatest(results_max - 1, 0)
         ON CONFLICT (queue) DO UPDATE SET since = excluded.since WHERE u.since < excluded.since;
-    DELETE FROM workitems WHERE ctid = ANY (ARRAY(
+    letters := drop_messages(ARRAY(
         SELECT ctid FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' AND expires <= now()
         ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
     ));
-    GET DIAGNOSTICS letters = ROW_COUNT;
     UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
         WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
     DELETE FROM queues q USING queues other  -- of two who were first at once

@@ -13,7 +13,7 @@ BEGIN
         SELECT w.ctid AS place, r.running
         FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
             JOIN workitems w ON w.ctid = r.place AND w.seq = r.seq
-        WHERE w.state = 2 AND w.carrier = me FOR UPDATE OF w SKIP LOCKED
+        WHERE w.state = 2 AND w.carrier = me FOR NO KEY UPDATE OF w SKIP LOCKED
     ), written AS (
         UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place RETURNING w.seq, w.ctid AS place
     )
@@ -23,7 +23,7 @@ BEGIN
             SELECT w.ctid AS place, r.running
             FROM json_to_recordset(reports) AS r (seq bigint, running text) JOIN workitems w ON w.seq = r.seq
             WHERE w.state = 2 AND w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
-            FOR UPDATE OF w SKIP LOCKED
+            FOR NO KEY UPDATE OF w SKIP LOCKED
         ), written AS (
             UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place
             RETURNING w.seq, w.ctid AS place
@@ -85,28 +85,106 @@ BEGIN
 END
 $$;
 
--- Takes out of its queue for good what waits or is scheduled; false where it is too late for that.
+-- Takes out of its queue for good what waits, is scheduled or blocked; notes that what a carrier has is wanted no more;
+-- false where it is over.
 CREATE FUNCTION @schema@.cancel(sought text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    withdrawn constant integer := withdraw(ARRAY(
+        SELECT w.ctid FROM workitems w
+        WHERE w.id = sought AND w.state IN (0, 1, 3) AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+        ORDER BY w.seq FOR UPDATE
+    ));
 BEGIN
-    WITH gone AS (
-        DELETE FROM workitems w
-        WHERE w.id = sought AND w.state IN (0, 1) AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
-        RETURNING w.*
-    )
-    INSERT INTO history (
-        seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
-        result_type, story, running
-    )
-    SELECT
-        g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, 'cancelled', g.id, g.type, g.queue, g.reference, g.sender,
-        '', '', '', g.story, ''
-    FROM gone g;
-    IF FOUND THEN
-        PERFORM pg_notify('@name@', 'taskqueue.ended');
-    END IF;
-    RETURN FOUND;
+    -- Of whatever is there now: it may have been given back, or tried again, since then.
+    INSERT INTO unwanted
+        SELECT w.id, w.sent FROM workitems w
+        WHERE w.id = sought AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'));
+    RETURN FOUND OR withdrawn > 0;
 END
+$$;
+
+-- Cancels what somebody wants no more and nobody has any more; forgets wishes of what is over.  Returns the numbers of what
+-- a carrier has.  What is locked just now is left to the next one: `claim` lends nothing of it.
+CREATE FUNCTION @schema@.unwant(me bigint) RETURNS json
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    PERFORM withdraw(ARRAY(
+        SELECT w.place FROM unwanted u, LATERAL (
+            SELECT w.ctid AS place FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND w.state IN (0, 1, 3)
+                AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+            FOR UPDATE SKIP LOCKED
+        ) w
+    ));
+    DELETE FROM unwanted WHERE ctid = ANY (ARRAY(
+        SELECT u.ctid FROM unwanted u
+        WHERE NOT EXISTS (
+            SELECT FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_')) OFFSET 0
+        )
+        FOR UPDATE SKIP LOCKED
+    ));
+    RETURN (
+        SELECT json_agg(DISTINCT w.seq) FROM unwanted u, LATERAL (
+            SELECT w.seq FROM workitems w
+            WHERE w.id = u.id AND w.sent = u.sent AND w.state = 2 AND w.carrier = me
+                AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+            OFFSET 0
+        ) w
+    );
+END
+$$;
+
+-- How many of a type are neither over nor lent.
+CREATE FUNCTION @schema@.pending(kind text) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+    SELECT
+        (SELECT count(*) FROM workitems WHERE state = 0 AND queue = 'worker_' || kind)
+        + (SELECT count(*) FROM workitems WHERE state = 1 AND queue = 'worker_' || kind)
+        + (SELECT count(*) FROM workitems WHERE state = 3 AND queue = 'worker_' || kind)
+$$;
+
+-- Withdraws up to `most` of them: those that depend on others of them come first, and so don't fail because of these.
+CREATE FUNCTION @schema@.discard(kind text, most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    place constant text := 'worker_' || kind;
+    chosen tid[];
+BEGIN
+    chosen := ARRAY(
+        SELECT ctid FROM workitems WHERE state = 3 AND queue = place
+        ORDER BY inputs DESC LIMIT most FOR UPDATE SKIP LOCKED
+    );
+    IF cardinality(chosen) = 0 THEN
+        chosen := ARRAY(SELECT ctid FROM workitems WHERE state = 1 AND queue = place LIMIT most FOR UPDATE SKIP LOCKED);
+    END IF;
+    IF cardinality(chosen) = 0 THEN
+        chosen := ARRAY(SELECT ctid FROM workitems WHERE state = 0 AND queue = place LIMIT most FOR UPDATE SKIP LOCKED);
+    END IF;
+    RETURN withdraw(chosen);
+END
+$$;
+
+-- Those of many that are not over.
+CREATE FUNCTION @schema@.alive(sought text[]) RETURNS text[]
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+    SELECT ARRAY(
+        SELECT DISTINCT id FROM workitems WHERE id = ANY (sought) AND (queue = 'taskqueue' OR starts_with(queue, 'worker_'))
+    )
+$$;
+
+-- The latest life of those of many of which one is over.
+CREATE FUNCTION @schema@.ended(sought text[]) RETURNS SETOF @schema@.tasks
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+    SELECT DISTINCT ON (p.id) p.* FROM past p WHERE p.id = ANY (sought) ORDER BY p.id, p.sent DESC, p.seq DESC
+$$;
+
+-- When the last record of an end was made; of those after `since`.
+CREATE FUNCTION @schema@.latest(since timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    SELECT max(h.ended) FROM history h WHERE h.ended > since
 $$;
 
 -- Nobody but the owner, until somebody is granted something.

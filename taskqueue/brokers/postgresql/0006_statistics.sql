@@ -149,6 +149,12 @@ BEGIN
         CONTINUE WHEN day + interval '1 day' > longest AND NOT EXISTS (
             SELECT FROM statistics s WHERE s.hour >= day AND s.hour < day + interval '1 day'
         );
+        IF NOT nobody_binds() THEN
+            RETURN -1;
+        END IF;
+        CONTINUE WHEN EXISTS (  -- somebody still needs a result of that day
+            SELECT FROM dependencies d WHERE d.ended >= day AND d.ended < day + interval '1 day'
+        );
         BEGIN
             EXECUTE format('DROP TABLE %I.%I', '@name@', partition);
         EXCEPTION WHEN lock_not_available THEN
@@ -184,13 +190,36 @@ SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     dropped integer;
 BEGIN
-    IF NOT alone() THEN
+    IF NOT alone() OR NOT nobody_binds() THEN
         RETURN NULL;
     END IF;
-    DELETE FROM history h WHERE h.type = kind AND h.ended >= to_timestamp(since) AND h.ended < to_timestamp(until);
+    DELETE FROM history h
+        WHERE h.type = kind AND h.ended >= to_timestamp(since) AND h.ended < to_timestamp(until)
+            AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id);  -- else it goes with its whole day
     GET DIAGNOSTICS dropped = ROW_COUNT;
     IF last THEN
         UPDATE statistics s SET gone = true WHERE s.hour = date_trunc('hour', to_timestamp(since)) AND s.type = kind;
+    END IF;
+    RETURN dropped;
+END
+$$;
+
+-- Drops up to `most` results whose time is over, unless somebody still needs them; the records stay.
+CREATE FUNCTION @schema@.drop_results(most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    dropped integer := 0;
+BEGIN
+    IF alone() AND nobody_binds() THEN
+        WITH first AS MATERIALIZED (
+            SELECT h.kept_until, h.seq, h.ended FROM history h
+            WHERE h.kept_until <= now() AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id)
+            ORDER BY h.kept_until, h.seq LIMIT most FOR UPDATE SKIP LOCKED
+        )
+        UPDATE history h SET result = NULL, result_type = '', results = NULL, kept_until = NULL
+            FROM first f WHERE h.kept_until = f.kept_until AND h.seq = f.seq AND h.ended = f.ended;
+        GET DIAGNOSTICS dropped = ROW_COUNT;
     END IF;
     RETURN dropped;
 END

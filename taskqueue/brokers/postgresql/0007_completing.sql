@@ -12,6 +12,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_tem
 DECLARE
     place tid;
     held boolean;
+    woken text[];
 BEGIN
     PERFORM FROM workitems w
         WHERE w.id = complete.id AND w.seq = complete.seq AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
@@ -26,34 +27,42 @@ BEGIN
             'its lease, and somebody else has it or will', complete.id USING ERRCODE = 'TQ001';
     END IF;
     ending := jsonb_build_array(ending || jsonb_build_object('seq', complete.seq, 'place', place));
-    PERFORM settle(me, ending::json, NULL, sends, bodies, lanes, sender);
-    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+    SELECT s.woken INTO woken FROM settle(me, ending::json, NULL, sends, bodies, lanes, sender, true) s;
+    IF cardinality(told) > 0 THEN
+        PERFORM pg_notify('@name@', queue) FROM unnest(told || woken) AS queue;
+    END IF;
 END
 $$;
 
 -- What became of a workitem of this carrier whose handler may have ended it so: `over`; `held`: that transaction goes on;
--- `open`: nothing.  Null: the lease is lost.
-CREATE FUNCTION @schema@.whether_over(me bigint, my_term bigint, seq bigint, id text) RETURNS text
+-- `open`: nothing.  Null: the lease is lost.  woken: the queues in which there may be something because it is over.
+CREATE FUNCTION @schema@.whether_over(
+    me bigint, my_term bigint, seq bigint, id text, OUT what text, OUT woken json
+)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     PERFORM FROM carriers c WHERE c.id = me AND c.term = my_term FOR SHARE;  -- nobody adopts it meanwhile
     IF NOT FOUND THEN
-        RETURN NULL;
+        RETURN;
     END IF;
     PERFORM FROM workitems w
         WHERE w.id = whether_over.id AND w.seq = whether_over.seq
             AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
-        FOR UPDATE SKIP LOCKED;
+        FOR NO KEY UPDATE SKIP LOCKED;
     IF FOUND THEN
-        RETURN 'open';
-    END IF;
-    RETURN CASE WHEN EXISTS (
+        what := 'open';
+    ELSIF EXISTS (
         SELECT FROM workitems w
         WHERE w.id = whether_over.id AND w.seq = whether_over.seq
             AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
-    ) THEN 'held' ELSE 'over' END;
+    ) THEN
+        what := 'held';
+    ELSE
+        what := 'over';
+        woken := array_to_json(doubts());
+    END IF;
 END
 $$;
 

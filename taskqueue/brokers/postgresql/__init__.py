@@ -63,6 +63,9 @@ class PostgreSQLBroker:
     def store(self) -> Store:
         return PostgreSQLStore(self._place, self._options)
 
+    def anew(self) -> Broker:
+        return PostgreSQLBroker(self._place, self._options, self._clock)
+
     async def declare(self, queue: str) -> bool:
         made: bool = await self._engine.call("declare", queue)
         return made

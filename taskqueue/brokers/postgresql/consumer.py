@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class PostgreSQLConsumer:
         self._settled: list[_Settling] = []  # by the statement that is under way
         self._reports: list[_Report] = []
         self._reported: list[_Report] = []  # in the statement that is under way
+        self._unwanted: Container[int] = ()  # of what is lent, as the last statement said
         self._moved: dict[int, str] = {}  # where rows are since something was said of them
         self._paused = True
         self._declared = False
@@ -164,25 +165,30 @@ class PostgreSQLConsumer:
                 delivery, row = self._lent.get(one.delivery.tag, (None, None))
                 if row is not None and delivery is one.delivery:
                     parcel.report(self._now_at(row), one.run, one.progress)
-        if not parcel.reports:  # so there may be no statement
-            self._reported = _said(self._reported)
+        if self._reported:
+            parcel.asks = True
 
     def _now_at(self, row: Row) -> Row:
         place = self._moved.pop(row.seq, None) if self._moved else None
         return row if place is None else row._replace(place=place)
 
-    def finish(self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str]) -> None:
+    def finish(
+        self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str], unwanted: Container[int]
+    ) -> None:
         settled, self._settled = self._settled, []
         for settling in settled:
             if not settling.counted.done():
                 settling.counted.set_result(counted)
         if moved:
             self._moved.update((seq, moved[seq]) for seq in self._held() if seq in moved)
+        self._unwanted = unwanted
         self._reported = _said(self._reported)
         if claimed is None:
             return
         for row in claimed:
-            delivery = Delivery(workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease)
+            delivery = Delivery(
+                workitem=row.workitem, queue=self._queue, tag=row.seq, lease=self._lease, inputs=row.inputs
+            )
             self._lent[row.seq] = delivery, row
             self._ready.append(delivery)
         self._note(claimed)
@@ -270,13 +276,14 @@ class PostgreSQLConsumer:
         self._ready.clear()
         return self._settle(taken) if taken else None
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         if self.closed:
-            return
+            return ()
         report = _Report(underway, asyncio.get_running_loop().create_future())
         self._reports.append(report)
         self._engine.poke()
         await report.stored
+        return [delivery for tag, (delivery, _) in self._lent.items() if tag in self._unwanted]
 
     async def close(self) -> None:
         if self.closed:

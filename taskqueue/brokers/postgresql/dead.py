@@ -14,11 +14,12 @@ from taskqueue.brokers.postgresql.rows import Parcel, Row, unpack
 from taskqueue.brokers.postgresql.session import Translated, connect_async
 from taskqueue.clock import Clock
 from taskqueue.store import sender
-from taskqueue.workitem import DEAD_LETTERS
+from taskqueue.workitem import DEAD_LETTERS, Workitem
 
 __all__ = ["PostgreSQLDeadLetters"]
 
 CHUNK = 200  # letters that are read at a time
+_NOTHING = Workitem(body=b"")
 
 
 class PostgreSQLDeadLetters:
@@ -31,7 +32,7 @@ class PostgreSQLDeadLetters:
         self._connection: psycopg.AsyncConnection | None = None
         self._sender = sender()
         self._using = asyncio.Lock()
-        self._rows: dict[int, tuple[str, float]] = {}  # by the tags of what was shown
+        self._rows: dict[int, Row] = {}  # by the tags of what was shown; without their bodies
 
     async def _call(self, call: str, *arguments: object) -> tuple[Any, ...]:
         async with self._using:
@@ -47,7 +48,7 @@ class PostgreSQLDeadLetters:
         (there,) = await self._call("letters()")
         for start in range(0, len(there), CHUNK):
             for row in unpack(*await self._call("read_letters(%s::tid[])", there[start : start + CHUNK])):
-                self._rows[row.seq] = row.place, row.sent
+                self._rows[row.seq] = row._replace(workitem=_NOTHING)
                 yield Delivery(workitem=row.workitem, queue=DEAD_LETTERS, tag=row.seq, lease=self._lease)
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
@@ -58,8 +59,7 @@ class PostgreSQLDeadLetters:
         for item in ended:
             tag, letter = item.delivery.tag, item.delivery.workitem
             if tag not in rows:
-                place, sent = self._rows[tag]
-                rows[tag] = Row(tag, place, 0, sent, letter)
+                rows[tag] = self._rows[tag]._replace(workitem=letter)
                 parcel.end(rows[tag], item)
         ends, releases, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
@@ -33,10 +33,13 @@ class Member(Protocol):
     def begin(self, parcel: Parcel) -> dict[str, object] | None:
         """Put what has ended and what runs into `parcel`; the claim to make, if there is one."""
 
-    def finish(self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str]) -> None:
+    def finish(
+        self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str], unwanted: Container[int]
+    ) -> None:
         """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made.
 
         moved: where the rows are now of which something was said.
+        unwanted: the numbers of what somebody wants no more.
         """
 
     def held(self) -> dict[int, str]:
@@ -50,11 +53,14 @@ class Member(Protocol):
 
 
 class _Answer(NamedTuple):
-    """Which deliveries counted, what was lent for each claim, and the rows that have moved."""
+    """Which deliveries counted, what was lent for each claim, the rows that have moved, queues to be told of, and what
+    somebody wants no more."""
 
     counted: set[int]
     lent: Mapping[int, list[Row]]
     moved: Mapping[int, str]
+    woken: Sequence[str] = ()
+    unwanted: Container[int] = ()
 
 
 class Engine:
@@ -122,7 +128,7 @@ class Engine:
                 parcel = Parcel(self.clock.wall())
                 wants = [(member, member.begin(parcel)) for member in self.members]
                 claims = [{"number": n, **want} for n, (_, want) in enumerate(wants) if want is not None]
-                if not (claims or parcel.ends or parcel.releases or parcel.reports):
+                if not (claims or parcel.ends or parcel.releases or parcel.asks):
                     return
                 generation = self._link.lost
                 self._under_way = parcel.settled
@@ -131,7 +137,8 @@ class Engine:
                 for number, (member, want) in enumerate(wants):
                     known = want is not None and generation == self._link.lost
                     claimed = answer.lent.get(number, []) if known else None
-                    member.finish(answer.counted, claimed, answer.moved)
+                    member.finish(answer.counted, claimed, answer.moved, answer.unwanted)
+                self._woken(answer.woken)
         finally:
             self._working = None
 
@@ -160,9 +167,10 @@ class Engine:
                     self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
                     reports, told,
                 )  # fmt: skip
-                counted, lent, lent_bodies, due, moved = row
+                counted, lent, lent_bodies, due, moved, woken, unwanted = row
                 self._wait_for(due)
-                return _Answer(set(counted or ()), _share(lent, lent_bodies), dict(moved or ()))
+                claimed = _share(lent, lent_bodies)
+                return _Answer(set(counted or ()), claimed, dict(moved or ()), woken or (), set(unwanted or ()))
 
         def lose() -> _Answer:
             self._link.lose("the database says so")
@@ -184,12 +192,14 @@ class Engine:
             "lease": self._link.term >> 32,
             "seq": row.seq,
             "story": row.story,
+            "number": row.number,
         }
 
     async def whether_over(self, row: Row) -> str:
         """What became of what its handler may have ended: `over`, `open`, or something that is not yet known."""
         lease = self._link.carrier, self._link.term
-        found = await self.call("whether_over", *lease, row.seq, row.stored_id)
+        found, woken = await self.call("whether_over", *lease, row.seq, row.stored_id)
+        self._woken(woken or ())
         if found is None and lease == (self._link.carrier, self._link.term):
             self._link.lose("the database says so")
         return found or "lost"
@@ -204,6 +214,13 @@ class Engine:
     def _rung(self, queue: str) -> None:
         for member in self.members:
             member.rung(queue)
+
+    def _woken(self, queues: Sequence[str]) -> None:
+        """Something else came of the last statement: work that had waited for other work, replies, ends."""
+        for queue in queues:
+            self._rung(queue)
+        if queues and self._teller is not None:
+            self._teller.later(queues)
 
     def _wait_for(self, due: float | None) -> None:
         if self._due is not None:
@@ -258,6 +275,6 @@ def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, list[Row]]:
     at = 0
     for number, items in lent or ():
         claimed = unpack(items, bodies[at:] if at else bodies)
-        at += sum(len(row.workitem.body) for row in claimed)
+        at += sum(len(row.workitem.body) + row.size for row in claimed)
         found[number] = claimed
     return found

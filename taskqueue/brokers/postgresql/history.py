@@ -6,27 +6,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from taskqueue.broker import Ended
+from taskqueue.broker import Ended, Input
 from taskqueue.lifecycle import ENDED, State, after
-from taskqueue.outcome import Crashed, Done, Payload
-from taskqueue.record import Attempt, Record, attempt_of, is_recorded
+from taskqueue.outcome import Crashed, Payload
+from taskqueue.record import Attempt, Record, attempt_of, is_recorded, kept_result
 from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem
 
-__all__ = ["Past", "past", "record"]
+__all__ = ["Past", "input_of", "past", "record"]
 
 
 class Past(NamedTuple):
     """What is known of a workitem when a delivery of it has ended.
 
     story: with this attempt.
-    state: in which it has ended for good; None where it goes on, or nothing of it is to be kept.
-    whole: whether its story is to be kept.  crashes: how many there were; 0: as many as before.
+    state: in which it has ended for good; None where it goes on.
+    whole: whether its story is to be kept.  off: nothing of it is.  crashes: how many there were; 0: as many as before.
     """
 
     story: str
     state: State | None = None
     whole: bool = True
+    off: bool = False
     error: str = ""
     crashes: int = 0
     result: Payload | None = None
@@ -40,16 +41,16 @@ def past(ended: Ended, workitem: Workitem, story: str, now: float) -> Past | Non
     state = after(workitem, outcome, rules, now)
     attempt = attempt_of(workitem, outcome, state, now=now, run=ended.run, log=ended.log)
     story = story if attempt is None else more(story, attempt)
-    if state not in ENDED or rules.history == "off":
+    if state not in ENDED:
         return Past(story)
-    whole = rules.history == "full"
     return Past(
         story=story,
         state=state,
-        whole=whole,
+        whole=rules.history == "full",
+        off=rules.history == "off",
         error=_error(attempt, state),
         crashes=workitem.crashes + 1 if isinstance(outcome, Crashed) else 0,
-        result=outcome.result if isinstance(outcome, Done) and whole else None,
+        result=kept_result(workitem, outcome, rules),
     )
 
 
@@ -83,6 +84,14 @@ def record(row: Sequence[Any]) -> Record:
         progress=progress,
         result=None if result is None else Payload(result, result_type),
     )
+
+
+def input_of(row: Sequence[Any], result: bytes) -> Input:
+    """How something ended that a workitem depends on: what the database's `inputs_of` says of it, and its result."""
+    id, type, state, error, result_type, size, story = row
+    last = attempts(story or "")[-1:]
+    payload = None if size is None else Payload(result, result_type)
+    return Input(id, type or "", State(state), payload, error or "", last[0].traceback if last else "")
 
 
 def _seconds(time: datetime | None) -> float | None:

@@ -13,7 +13,7 @@ from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.brokers.postgresql.session import DENIED, LEASE, MISSING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, DeliveryLost
-from taskqueue.joining import Connection, join, sqlstate
+from taskqueue.joining import Connection, check_independent, join, sqlstate
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem
 
@@ -35,6 +35,7 @@ class PostgreSQLJoined:
         self._connection = connection
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
+        check_independent(workitems)
         items = addressed([workitem.named() for workitem in workitems], queue)
         here, said = self._here(False), sender()
         for parcel in parcels(items, self._clock.wall()) if items else ():
@@ -54,7 +55,7 @@ class PostgreSQLJoined:
 
 def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, now: float) -> None:
     """See taskqueue.broker.complete."""
-    row = Row(ticket["seq"], "", 0, 0.0, ended.delivery.workitem, story=ticket["story"])
+    row = Row(ticket["seq"], "", 0, 0.0, ended.delivery.workitem, story=ticket["story"], number=ticket["number"])
     parcel = Parcel(now)
     parcel.end(row, ended)
     _, _, sends, bodies, lanes = parcel.texts()

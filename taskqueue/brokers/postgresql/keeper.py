@@ -61,6 +61,9 @@ class Keeper:
             return Round(busy=True, carriers=carriers)
         results, letters, made = tidied
         hours = sum(1 for _ in iter(lambda: self._call("roll_up()"), None))
+        mended = self._mend()
+        while (dropped := self._call("drop_results(%s)", BATCH)) > 0:
+            results += dropped
         kept, days, records = keeping.default, 0, 0
         while (dropped := self._call("drop_day(%s, %s)", kept.age, kept.most)) is not None and dropped >= 0:
             days, records = days + 1, records + dropped
@@ -68,8 +71,8 @@ class Keeper:
             records += self._drop_records(keeping)
         self._call("drop_statistics(%s)", keeping.statistics)
         return Round(
-            carriers=carriers, results=results, dead_letters=letters, records=records, days=days, made=made,
-            hours=hours,
+            carriers=carriers, results=results, dead_letters=letters, records=records, mended=mended, days=days,
+            made=made, hours=hours,
         )  # fmt: skip
 
     def _rows(self, call: str, *arguments: object) -> list[tuple[Any, ...]]:
@@ -106,6 +109,16 @@ class Keeper:
             if max(found[0][:2]) < BATCH:
                 results, letters, made = sums
                 return results, letters, made
+
+    def _mend(self) -> int:
+        """Look through all that waits for other work; how many waited for what had ended."""
+        reached, mended = -1, 0
+        while found := self._rows("mend(%s, %s)", reached, BATCH):
+            reached, more = found[0]
+            mended += more
+            if reached is None:
+                break
+        return mended
 
     def _drop_records(self, keeping: Keeping) -> int:
         """Hour by hour, in pieces with about a batch of records each."""

@@ -12,10 +12,11 @@ import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import COPIED, REPLIES, Parcel, unpack, usable
+from taskqueue.brokers.postgresql.rows import COPIED, REPLIES, Parcel, stored_id, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
 from taskqueue.clock import Clock
-from taskqueue.errors import SendFailed
+from taskqueue.errors import DuplicateTask, SendFailed, UnknownTask
+from taskqueue.record import is_recorded
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -43,31 +44,39 @@ class PostgreSQLProducer:
         self._reply_queue = ""
         self._replies: deque[Workitem] = deque()
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
             reply_to = self._listen()
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         items = addressed(named, queue)
-        if items:
-            self._put(items)
+        if not items:
+            return []
+        try:
+            self._put(items, _sole(named) if unique else None)
+        except (UnknownTask, DuplicateTask) as error:  # it says the id as it is stored
+            ids = (id for workitem in named for id in (workitem.id, *workitem.after))
+            raise type(error)(next(id for id in ids if stored_id(id) == error.id)) from None
         return [workitem.id for workitem in named]
 
-    def _put(self, items: Sequence[tuple[str, Workitem]]) -> None:
+    def _put(self, items: Sequence[tuple[str, Workitem]], sole: list[str] | None) -> None:
         with self._sending.opened() as connection:
             if self._sending.fresh:
                 self._sender, self._sending.fresh = sender(), False
                 self._copies = None
                 self._known.clear()
             todo = parcels(items, self._clock.wall())
-            if len(items) >= COPY_FROM and self._copy(connection, todo):
+            if len(items) >= COPY_FROM and self._copy(connection, todo, sole):
                 return
             if len(todo) > 1:  # all of them, or none
                 with Translated(self._place), connection.transaction():
                     for parcel in todo:
-                        self._put_all(connection, parcel)
-            elif len(items) > 1:
-                self._put_all(connection, todo[0])
+                        self._put_all(connection, parcel, sole)
+                        sole = None
+            elif len(items) > 1 or sole or todo[0].asked is not None:
+                self._put_all(connection, todo[0], sole)
             elif not self._insert(connection, todo[0]):
                 item, body = todo[0].only()
                 self._sending.do(
@@ -86,7 +95,7 @@ class PostgreSQLProducer:
             self._sending.do(connection, _INSERT, *values)
         return True
 
-    def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel]) -> bool:
+    def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel], sole: list[str] | None) -> bool:
         """Send all by COPY, a quarter or more faster; False where the role may not, or there is more to say of some."""
         copied = [text for parcel in todo if (text := parcel.copied(self._sender)) is not None]
         if len(copied) < len(todo) or not self._may_copy(connection):
@@ -95,7 +104,8 @@ class PostgreSQLProducer:
         with Translated(self._place), connection.transaction(), connection.cursor() as cursor:
             for parcel in todo:
                 told = sorted(parcel.told) if self._place.notify else []
-                self._sending.call(connection, "put(NULL, NULL, %s, NULL, %s)", parcel.lanes(), told)
+                self._sending.call(connection, "put(NULL, NULL, %s, NULL, %s, NULL, %s)", parcel.lanes(), told, sole)
+                sole = None
             with cursor.copy(f'COPY "{schema}".workitems ({COPIED}) FROM STDIN'.encode()) as copy:
                 for text in copied:
                     copy.write(text)
@@ -108,10 +118,12 @@ class PostgreSQLProducer:
                 self._copies = (connection.execute(_MAY_COPY, (table, COPIED)).fetchone() or (False,))[0]
         return bool(self._copies)
 
-    def _put_all(self, connection: psycopg.Connection, parcel: Parcel) -> None:
+    def _put_all(self, connection: psycopg.Connection, parcel: Parcel, sole: list[str] | None) -> None:
         _, _, sends, bodies, lanes = parcel.texts()
         told = sorted(parcel.told) if self._place.notify else []
-        self._sending.do(connection, "SELECT {}.put(%s, %b, %s, %s, %s)", sends, bodies, lanes, self._sender, told)
+        asked = None if parcel.asked is None else list(parcel.asked)
+        put = "SELECT {}.put(%s, %b, %s, %s, %s, NULL, %s, %s)"
+        self._sending.do(connection, put, sends, bodies, lanes, self._sender, told, sole, asked)
 
     def _listen(self) -> str:
         """The name of the queue of our replies, which is there then."""
@@ -154,14 +166,32 @@ def addressed(workitems: Sequence[Workitem], queue: str) -> list[tuple[str, Work
     return items
 
 
+def _sole(workitems: Sequence[Workitem]) -> list[str]:
+    """The ids that no other work may have.  Raises DuplicateTask where two of these have the same."""
+    found: dict[str, None] = {}
+    for workitem in workitems:
+        id = stored_id(workitem.id)
+        if id in found:
+            raise DuplicateTask(id)
+        found[id] = None
+    return list(found)
+
+
 def parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
     """One for each statement that sends them."""
     found = [Parcel(now)]
     size = 0
+    sent: set[str] = set()
+    binds = any(workitem.after for _, workitem in items)
     for queue, workitem in items:
         if len(found[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
             found.append(Parcel(now))
             size = 0
-        found[-1].send(queue, workitem)
+        item = found[-1].send(queue, workitem)
         size += len(workitem.body)
+        if binds:
+            if workitem.after and is_recorded(queue):
+                found[-1].bind(item, workitem, sent)
+                size += sum(map(len, workitem.after))
+            sent.add(stored_id(workitem.id))
     return found

@@ -7,14 +7,15 @@ apart much faster than a driver could put it together value by value.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from taskqueue.broker import Ended
-from taskqueue.brokers.postgresql.history import Past, past
-from taskqueue.outcome import effects
+from taskqueue.broker import Ended, Input
+from taskqueue.brokers.postgresql.history import Past, input_of, past
+from taskqueue.depending import passes, result_ends
+from taskqueue.outcome import effects, ignores_result
 from taskqueue.properties import from_text, to_text
-from taskqueue.record import Progress, Run, results_queue
+from taskqueue.record import Progress, Run, is_recorded, results_queue
 from taskqueue.story import told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
@@ -43,7 +44,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class Row(NamedTuple):
     """A workitem in the database: its number, the place of its row, and what goes on from row to row while it lives.
 
-    sent: POSIX seconds.  story: see `taskqueue.story`.
+    sent: POSIX seconds.  story: see `taskqueue.story`.  number: of its inputs; None: it depends on nothing.
     """
 
     seq: int
@@ -53,6 +54,13 @@ class Row(NamedTuple):
     workitem: Workitem
     sender: str = ""
     story: str = ""
+    number: int | None = None
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its inputs."""
+        return sum(len(each.payload.body) for each in self.inputs if each.payload is not None)
 
     @property
     def stored_id(self) -> str:
@@ -64,6 +72,8 @@ class Parcel:
     """What one statement settles, sends, and says of what runs.
 
     settled: the numbers of all deliveries that are settled, with the ids of their workitems.
+    asks: whether somebody wants to hear what is wanted no more.
+    asked: what some that are sent depend on, unless that was sent before them in the same call; None: none does.
     """
 
     def __init__(self, now: float) -> None:
@@ -72,8 +82,10 @@ class Parcel:
         self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, Any]] = []
         self.reports: list[dict[str, object]] = []
+        self.asks = False
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
+        self.asked: dict[str, None] | None = None
         self._lanes: dict[tuple[str, object], bool] = {}
         self._bodies: list[bytes] = []
         self._size = 0
@@ -94,20 +106,30 @@ class Parcel:
             self.told.add(queue)
             return
         if before is not None and before.state is not None:
-            end |= self._kept(before, ended.rules.worker, results)
+            end |= self._kept(before, ended, results)
         self.ends.append(end)
+        goes_on = False
         for send in todo.sends:
             item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
             item["parent"] = row.seq
             if before is not None and send.goes_on:
                 item |= {"sent": row.sent, "sender": row.sender, "story": before.story}
+            if row.number is not None and send.workitem.after:
+                goes_on = True
+                item["inputs"] = row.number
+                if queue == DEAD_LETTERS and is_recorded(send.queue):  # a new life
+                    item |= {"after": [], "failing": _failing(send.workitem)}
+        if row.number is not None and not goes_on:
+            end["unbinds"] = True
 
-    def _kept(self, before: Past, worker: str, results: str) -> dict[str, object]:
+    def _kept(self, before: Past, ended: Ended, results: str) -> dict[str, object]:
         """What the history gets of what has ended; results: the queue whose readers get the result from there."""
         self.told.add(ENDED)
-        kept: dict[str, object] = {"state": before.state, "worker": clean(worker)}
+        kept: dict[str, object] = {"state": before.state, "worker": clean(ended.rules.worker)}
         if before.error:
             kept["error"] = clean(before.error)
+        if before.off:
+            kept["off"] = True
         if before.crashes:
             kept["crashes"] = before.crashes
         if before.whole:
@@ -115,6 +137,9 @@ class Parcel:
         if before.result is not None:
             at, size = self._place(before.result.body)
             kept |= {"result_type": clean(before.result.content_type), "at": at, "size": size}
+            timeout = result_ends(ended.delivery.workitem, 0.0)
+            if timeout is not None:
+                kept["timeout"] = min(timeout, MAX_SECONDS)
         if results:
             kept["results"] = results
             self.told.add(results)
@@ -162,6 +187,12 @@ class Parcel:
         self.sends.append(item)
         self.told.add(queue)
         return item
+
+    def bind(self, item: dict[str, object], workitem: Workitem, sent: Container[str]) -> None:
+        """Have what is sent as `item` depend on others.  sent: the ids that came before it in the same call."""
+        after = [stored_id(id) for id in workitem.after]
+        item |= {"after": after, "failing": _failing(workitem)}
+        self.asked = (self.asked or {}) | {id: None for id in after if id not in sent}
 
     def _place(self, body: bytes) -> tuple[int, int]:
         if self._last[0] is body:  # a result goes into the history and to whoever waits for it
@@ -234,8 +265,17 @@ def _results(row: Row, ended: Ended) -> str:
     """The queue whose readers get the result out of the history; empty: it is sent.  Only what is there as it was."""
     workitem = row.workitem
     exact = row.stored_id == workitem.id and clean(workitem.reference)[:MAX_INDEXED] == workitem.reference
-    queue = results_queue(ended.outcome, ended.rules, ended.run) if exact else ""
+    queue = results_queue(workitem, ended.outcome, ended.rules, ended.run) if exact else ""
     return queue if usable(queue) else ""
+
+
+def _failing(workitem: Workitem) -> str | None:
+    """Who gets its result where it fails with what it depends on, for the database; None: it runs in any case."""
+    if passes(workitem):
+        return None
+    if not usable(workitem.reply_to) or ignores_result(workitem):
+        return "{}"
+    return _encode({"queue": workitem.reply_to, "correlation_id": clean(workitem.correlation_id or workitem.id)})
 
 
 def stored_id(id: str) -> str:
@@ -260,12 +300,13 @@ def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[
     for item in items or ():
         seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item[:14]
         attempt, crashes, failures = counters
-        sender, story = item[14:] or ("", "")
+        sender, story, number, needed = item[14:] or ("", "", None, None)
         more = {
             "id": id,
             "type": type,
             "reference": reference or "",
             "content_type": content_type,
+            "after": tuple(each[0] for each in needed or ()),
             **(from_text(properties) if properties else {}),
         }
         if late:
@@ -273,8 +314,13 @@ def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[
             more["expiration"] = None
         body = (bodies or b"")[at : at + size]
         at += size
+        inputs = []
+        for each in (each for each in needed or () if len(each) > 1):
+            length = each[5] or 0
+            inputs.append(input_of(each, (bodies or b"")[at : at + length]))
+            at += length
         workitem = Workitem(body=body, attempt=attempt, crashes=crashes, failures=failures, **more)
-        found.append(Row(seq, place, priority, sent, workitem, sender, story))
+        found.append(Row(seq, place, priority, sent, workitem, sender, story, number, tuple(inputs)))
     return found
 
 

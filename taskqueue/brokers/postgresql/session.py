@@ -12,12 +12,14 @@ from importlib import resources
 import psycopg
 
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.errors import BrokerError, BrokerUnavailable
+from taskqueue.errors import BrokerError, BrokerUnavailable, DuplicateTask, TaskQueueError, UnknownTask
 
 __all__ = [
     "DENIED",
+    "DUPLICATE",
     "LEASE",
     "MISSING",
+    "UNKNOWN",
     "LeaseLost",
     "SchemaError",
     "Translated",
@@ -33,6 +35,8 @@ DENIED = "42501"
 """The SQLSTATE of a right that is lacking."""
 LEASE = "TQ001"
 """The SQLSTATE of a lease that is lost."""
+UNKNOWN, DUPLICATE = "TQ004", "TQ005"
+"""The SQLSTATEs of an id that is not known, and of one that something has which is not over; the detail is the id."""
 _POOLED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 _PASSING = (
     psycopg.OperationalError,
@@ -152,11 +156,13 @@ class Translated:
             raise BrokerUnavailable(f"{self._place.shown}: {error}") from None
 
 
-def _translate(place: Place, error: psycopg.Error) -> BrokerError:
+def _translate(place: Place, error: psycopg.Error) -> TaskQueueError:
     text = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
     where, schema, state = place.shown, place.schema, error.sqlstate
     if state == LEASE:
         return LeaseLost(f"{where}: {text}")
+    if state in (UNKNOWN, DUPLICATE):
+        return (UnknownTask if state == UNKNOWN else DuplicateTask)(error.diag.message_detail or "")
     if state in MISSING and schema in text:
         return SchemaError(
             f"{where}: there is no usable schema {schema} ({text}): "

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from taskqueue.broker import Options
+from taskqueue.brokers.postgresql.bell import PostgreSQLBell
 from taskqueue.brokers.postgresql.history import record
 from taskqueue.brokers.postgresql.keeper import Keeper
 from taskqueue.brokers.postgresql.line import Line
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import ENDED as HAS_ENDED
 from taskqueue.brokers.postgresql.rows import clean, stored_id
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State
@@ -20,9 +20,11 @@ from taskqueue.upkeep import Keeping, Round
 
 __all__ = ["PostgreSQLStore"]
 
+BATCH = 1000  # workitems that are discarded in a transaction
+
 
 class PostgreSQLStore:
-    """The contract: one connection for questions, and one for those who wait."""
+    """The contract: one connection for questions, and one for each who waits."""
 
     def __init__(self, place: Place, options: Options) -> None:
         self._asking = Line(place)
@@ -46,18 +48,46 @@ class PostgreSQLStore:
 
     def wait(self, id: str, *, timeout: float | None) -> Record:
         deadline = None if timeout is None else time.monotonic() + timeout
-        line = Line(self._place)  # of its own: others go on to ask meanwhile
+        bell: PostgreSQLBell | None = None
         try:
             while True:
-                with line.opened() as connection:
-                    if line.fresh:
-                        line.listen(connection)
-                        line.fresh = False
-                    found = self.record(id)
-                    if found.state in ENDED or not line.hear(connection, HAS_ENDED, deadline):
-                        return found
+                found = self.record(id)
+                left = None if deadline is None else deadline - time.monotonic()
+                if found.state in ENDED or (left is not None and left <= 0):
+                    return found
+                if bell is None:
+                    bell = self.bell()
+                else:
+                    bell.wait(left)
         finally:
-            line.close()
+            if bell is not None:
+                bell.close()
+
+    def ended(self, ids: Sequence[str]) -> dict[str, Record | None]:
+        stored = {id: stored_id(id) for id in ids}
+        with self._asking.opened() as connection:
+            alive = set(self._asking.call(connection, "alive(%s)", list(set(stored.values())))[0])
+            rest = list({known for known in stored.values() if known not in alive})
+            rows = self._asking.rows(connection, "ended(%s)", rest) if rest else []
+        found = {row[0]: record(row) for row in rows}
+        return {id: found.get(known) for id, known in stored.items() if known not in alive}
+
+    def bell(self) -> PostgreSQLBell:
+        return PostgreSQLBell(self._place)
+
+    def count(self, type: str) -> int:
+        with self._asking.opened() as connection:
+            (found,) = self._asking.call(connection, "pending(%s)", clean(type))
+        return int(found)
+
+    def discard(self, type: str) -> int:
+        found = 0
+        while True:
+            with self._asking.opened() as connection:
+                (gone,) = self._asking.call(connection, "discard(%s, %s)", clean(type), BATCH)
+            if not gone:
+                return found
+            found += gone
 
     def cancel(self, id: str) -> bool:
         self.record(id)

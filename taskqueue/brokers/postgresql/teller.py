@@ -42,9 +42,14 @@ class Teller:
                 found.append(queue)
             else:
                 self._later.add(queue)
-        if self._later and self._telling is None:
-            self._telling = loop.create_task(self._tell_later())
+        self.later(())
         return found
+
+    def later(self, queues: Iterable[str]) -> None:
+        """Tell of `queues` in a moment."""
+        self._later.update(queues)
+        if self._later and self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self._tell_later())
 
     async def _tell_later(self) -> None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
-from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite import names
 from taskqueue.brokers.sqlite.consumer import SQLiteConsumer
 from taskqueue.brokers.sqlite.dead import SQLiteDeadLetters
 from taskqueue.brokers.sqlite.engine import Engine
@@ -54,11 +54,14 @@ class SQLiteBroker:
     def store(self) -> Store:
         return SQLiteStore(self._path, self._synchronous, self._clock, self._options)
 
+    def anew(self) -> Broker:
+        return SQLiteBroker(self._path, self._options, synchronous=self._synchronous, clock=self._clock)
+
     async def declare(self, queue: str) -> bool:
-        return await self._engine.write(lambda connection, told: queues.declare(connection, queue))
+        return await self._engine.write(lambda connection, told: names.declare(connection, queue))
 
     async def exists(self, queue: str) -> bool:
-        return await self._engine.read(lambda connection: queues.exists(connection, queue))
+        return await self._engine.read(lambda connection: names.exists(connection, queue))
 
     async def close(self) -> None:
         for consumer in self._consumers:

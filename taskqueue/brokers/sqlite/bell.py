@@ -31,12 +31,14 @@ class Bell:
         """The queues that got something since the last call."""
         queues: set[str] = set()
         with contextlib.suppress(BlockingIOError):
-            while True:
-                queues.update(self.socket.recv(1 << 16).decode().split("\n"))
+            while data := self.socket.recv(1 << 16):
+                queues.update(data.decode().split("\n"))
         return queues
 
     def close(self) -> None:
-        """May be called twice."""
+        """Whoever waits for it wakes up.  May be called twice."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         with contextlib.suppress(OSError):
             self._path.unlink()

@@ -10,18 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
-from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite import cancelling, dependencies, names, queues
 from taskqueue.brokers.sqlite.engine import LARGE, Engine
 from taskqueue.brokers.sqlite.history import Ending, ending
 from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
+from taskqueue.brokers.sqlite.queues import Claimed
 from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
 from taskqueue.story import told
-from taskqueue.workitem import Workitem
 
 __all__ = ["SQLiteConsumer"]
-
-Claimed = list[tuple[int, Workitem, Life | None]]
 
 
 @dataclass(eq=False)
@@ -72,7 +70,7 @@ class SQLiteConsumer:
         """A look that takes no lock, so that carriers that wake up together don't queue up for nothing."""
         now = self._engine.clock.wall()
         self._next_due = queues.next_due(connection)
-        return queues.ready(connection, self._queue, now) or not queues.exists(connection, self._queue)
+        return queues.ready(connection, self._queue, now) or not names.exists(connection, self._queue)
 
     async def _wait(self) -> None:
         wait = None if self._next_due is None else max(0.0, self._next_due - self._engine.clock.wall())
@@ -108,7 +106,8 @@ class SQLiteConsumer:
                 return set()
             over = {tag for tag in tags if not queues.is_there(connection, tag)}
             if over:
-                outbox.told.update({ENDED, *(item.rules.results_routing_key for item in ended)} - {""})
+                _, freed = dependencies.dependents(connection, [item.delivery.workitem.id for item in ended])
+                outbox.told.update({ENDED, *freed, *(item.rules.results_routing_key for item in ended)} - {""})
                 outbox.told.update({item.delivery.workitem.reply_to for item in ended} - {""})
             return over
 
@@ -153,34 +152,34 @@ class SQLiteConsumer:
             engine.ending -= len(step.todo)
             return len(step.todo) + step.room, bool(step.todo)  # with the host, what was lent is gone anyway
 
-        def work(connection: sqlite3.Connection, outbox: Outbox) -> tuple[set[int], Claimed]:
+        def work(connection: sqlite3.Connection, outbox: Outbox) -> tuple[set[int], list[Claimed]]:
             now = engine.clock.wall()
-            queues.declare(connection, self._queue)
-            counted = queues.end(connection, outbox, step.todo, engine.carrier, engine.sender, now)
+            names.declare(connection, self._queue)
+            counted = queues.end(connection, outbox, step.todo, engine.carrier, engine.sender)
             if not all(ending.effects.ends for ending in step.todo.values()):
                 outbox.told.add(self._queue)
             if not step.room:
                 return counted, []
             return counted, queues.claim(connection, outbox, self._queue, step.room, engine.carrier, now)
 
-        def then(result: tuple[set[int], Claimed]) -> None:
+        def then(result: tuple[set[int], list[Claimed]]) -> None:
             self._asked -= step.room
             self._lend(result[1])
 
         counted, _ = await engine.write(work, then, begin)
         return counted
 
-    def _lend(self, claimed: Claimed) -> None:
-        for tag, workitem, life in claimed:
+    def _lend(self, claimed: list[Claimed]) -> None:
+        for tag, workitem, life, inputs in claimed:
             if life is not None:
                 self._lives[tag] = life
-            delivery = Delivery(workitem=workitem, queue=self._queue, tag=tag, lease=self._lease)
+            delivery = Delivery(workitem=workitem, queue=self._queue, tag=tag, lease=self._lease, inputs=inputs)
             self._lent[tag] = delivery
             self._ready.append(delivery)
         if claimed:
             self._wake.set()
 
-    async def report(self, underway: Sequence[Underway]) -> None:
+    async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:
         running = [
             (told(one.run, one.progress), one.delivery.tag) for one in underway if one.delivery.tag in self._lives
         ]
@@ -190,6 +189,8 @@ class SQLiteConsumer:
 
         if running:
             await self._engine.write(work, begin=lambda: (len(running), False))
+        unwanted = await self._engine.read(lambda connection: cancelling.lent(connection, self._engine.carrier))
+        return [self._lent[tag] for tag in unwanted if tag in self._lent]
 
     def resize(self, reserve: int) -> None:
         if reserve > self._reserve:

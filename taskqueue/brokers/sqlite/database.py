@@ -68,9 +68,12 @@ class Database:
 
     def _set_up(self) -> None:
         connection = self._connection
+        connection.execute("BEGIN")  # together: somebody else may be making it right now
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        connection.execute("COMMIT")
         if application != APPLICATION_ID and tables:
             raise BrokerError(f"{self.path} is another program's SQLite file; name another file in the URL")
         if version > VERSION:
@@ -78,7 +81,12 @@ class Database:
                 f"{self.path} was written by a newer taskqueue (schema {version}, this one knows {VERSION}); "
                 "install that version again, or name another file in the URL"
             )
-        connection.execute("PRAGMA journal_mode = WAL")
+        if mode != "wal":
+            self._take_turn(wait=True)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            finally:
+                self._leave()
         connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
         connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
         if version < VERSION:

@@ -74,9 +74,9 @@ class SQLiteDeadLetters:
         }
 
         def end(database: Database) -> list[bool]:
-            outbox = Outbox()
+            outbox = Outbox(now, again=True)
             with database.writing(told=outbox.told) as connection:
-                counted = queues.end(connection, outbox, todo, None, who, now)
+                counted = queues.end(connection, outbox, todo, None, who)
                 outbox.store(connection)
             return [item.delivery.tag in counted for item in ended]
 

@@ -171,7 +171,7 @@ class Engine:
         database = self._database
         if database is None or not database.begin(wait=False):
             return await self._in_thread(functools.partial(self._in_turn, batch, durable))
-        outbox = Outbox()
+        outbox = Outbox(self.clock.wall())
         with database.inside() as connection:
             results = [operation.work(connection, outbox) for operation in batch]
 
@@ -185,7 +185,7 @@ class Engine:
         return results, outbox.told, await self._in_thread(commit) if durable else commit()
 
     def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:
-        outbox = Outbox()
+        outbox = Outbox(self.clock.wall())
         database = self._open()
         with database.writing(durable=False, told=outbox.told) as connection:
             results = [operation.work(connection, outbox) for operation in batch]

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from taskqueue import depending
 from taskqueue.broker import Ended
-from taskqueue.brokers.sqlite.schema import SCHEDULED, Life
+from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, Life
+from taskqueue.depending import result_ends
 from taskqueue.lifecycle import ENDED, State, after
-from taskqueue.outcome import Done, Effects, Payload, effects
-from taskqueue.record import Record, attempt_of, result_of, results_queue
+from taskqueue.outcome import Effects, Payload, effects
+from taskqueue.record import DEPENDENCY, Attempt, Record, attempt_of, kept_result, result_of, results_queue
 from taskqueue.story import attempts, more, running
-from taskqueue.workitem import Workitem, sent_at
+from taskqueue.workitem import Workitem
 
 __all__ = [
     "ENDED_COLUMNS",
     "Ending",
     "cancelled",
+    "cause",
+    "ended",
     "ending",
     "expired",
     "find",
     "has_unread",
+    "live_ids",
     "records",
     "take_unread",
+    "unmet",
 ]
 
 ENDED_COLUMNS = (
-    "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, results"
+    "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, until, results"
 )
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
 
@@ -35,31 +42,32 @@ _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, 
 class Ending(NamedTuple):
     """What one transaction does for a delivery that has ended.
 
-    life: of what goes on of it.  record: the values of ENDED_COLUMNS, if it has ended for good and a record is kept;
-    what was said while it ran takes the place of its `running`.
+    life: of what goes on of it.  record: the values of ENDED_COLUMNS, if it has ended for good; what was said while it
+    ran takes the place of its `running`.  kept: whether the record is, also where nothing depends on it.
     """
 
     effects: Effects
     life: Life | None = None
     record: tuple[Any, ...] | None = None
+    kept: bool = True
 
 
 def ending(item: Ended, life: Life | None, now: float) -> Ending:
     """Decide what becomes of a delivery.  No I/O: the same arguments give the same answer."""
     delivery, outcome, rules = item.delivery, item.outcome, item.rules
     workitem = delivery.workitem
-    results = results_queue(outcome, rules, item.run) if life is not None else ""
+    results = results_queue(workitem, outcome, rules, item.run) if life is not None else ""
     todo = effects(workitem, outcome, rules, queue=delivery.queue, now=now, recorded=bool(results))
     if life is None:
         return Ending(todo)
     state = after(workitem, outcome, rules, now)
     attempt = attempt_of(workitem, outcome, state, now=now, run=item.run, log=item.log)
     life = life if attempt is None else Life(life.born, life.sender, more(life.story, attempt))
-    if state not in ENDED or rules.history == "off":
+    if state not in ENDED:
         return Ending(todo, life)
-    result = outcome.result if isinstance(outcome, Done) and rules.history == "full" else None
+    result = kept_result(workitem, outcome, rules)
     record = _ended(workitem, life, state, now, result, story=rules.history == "full", results=results)
-    return Ending(todo, None, record)
+    return Ending(todo, None, record, rules.history != "off")
 
 
 def _ended(
@@ -85,6 +93,7 @@ def _ended(
         "",
         None if result is None else result.content_type,
         None if result is None else result.body,
+        None if result is None else result_ends(workitem, now),
         results or None,
     )
 
@@ -99,25 +108,52 @@ def cancelled(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
     return _ended(workitem, life, State.CANCELLED, now)
 
 
+def cause(record: tuple[Any, ...]) -> tuple[str, str]:
+    """Of values of ENDED_COLUMNS the id, and `depending.cause`."""
+    _, id, type, _, _, name, _, _, story, _, _, result, _, _ = record
+    state = State(name)
+    told = () if state == State.SUCCEEDED else attempts(story)
+    return id, depending.cause(id, type, state, told[-1] if told else None, has_result=result is not None)
+
+
+def unmet(workitem: Workitem, life: Life, why: str, now: float) -> tuple[Any, ...]:
+    """The values of ENDED_COLUMNS for what ended because of what it depends on."""
+    attempt = Attempt(workitem.attempt, DEPENDENCY, error=why)
+    now = max(now, (life.born or 0) / 1e6)  # of many that are sent at once, the last ones have later numbers
+    return _ended(workitem, life._replace(story=more(life.story, attempt)), State.FAILED, now)
+
+
 # From rows to records.
 
 
-def find(connection: sqlite3.Connection, id: str) -> Record | None:
+def find(connection: sqlite3.Connection, id: str, now: float) -> Record | None:
     """The record of the latest life of `id`; None where there is none."""
     live = connection.execute(
-        f"SELECT {_LIVE} FROM workitems WHERE born IS NOT NULL AND seq >= ? AND id = ? ORDER BY seq DESC LIMIT 1",
-        (int(sent_at(id) * 1_000_000), id),
+        f"SELECT {_LIVE} FROM workitems WHERE born IS NOT NULL AND id = ? ORDER BY seq DESC LIMIT 1", (id,)
     ).fetchone()
     if live is not None:
         return _from_live(live)
     ended = connection.execute(
         f"SELECT {ENDED_COLUMNS} FROM ended WHERE id = ? ORDER BY born DESC LIMIT 1", (id,)
     ).fetchone()
-    return None if ended is None else _from_ended(ended)
+    return None if ended is None else _from_ended(ended, now)
+
+
+def live_ids(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
+    """Those that have not ended."""
+    sql = "SELECT id FROM workitems WHERE born IS NOT NULL AND id IN (SELECT value FROM json_each(?))"
+    return {id for (id,) in connection.execute(sql, (json.dumps(ids),))}
+
+
+def ended(connection: sqlite3.Connection, ids: Sequence[str], now: float) -> dict[str, Record]:
+    """The latest records of those that have ended."""
+    sql = f"SELECT {ENDED_COLUMNS} FROM ended WHERE id IN (SELECT value FROM json_each(?)) ORDER BY born"
+    found = {row[1]: row for row in connection.execute(sql, (json.dumps(ids),))}
+    return {id: _from_ended(row, now) for id, row in found.items()}
 
 
 def records(
-    connection: sqlite3.Connection, *, reference: str, type: str, states: Sequence[State], limit: int
+    connection: sqlite3.Connection, *, reference: str, type: str, states: Sequence[State], limit: int, now: float
 ) -> list[Record]:
     """Records, the latest first; empty: of any."""
     conditions = [f"{name} = :{name}" for name, value in (("reference", reference), ("type", type)) if value]
@@ -136,7 +172,7 @@ def records(
     if ended_in:
         where = " AND ".join([f"state IN ({','.join(repr(str(state)) for state in ended_in)})", *conditions])
         sql = f"SELECT {ENDED_COLUMNS} FROM ended WHERE {where} ORDER BY born DESC LIMIT :limit"
-        found += map(_from_ended, connection.execute(sql, values))
+        found += [_from_ended(row, now) for row in connection.execute(sql, values)]
     return sorted(found, key=lambda record: record.sent, reverse=True)[:limit]
 
 
@@ -144,7 +180,9 @@ def _from_live(row: Sequence[Any]) -> Record:
     seq, born, id, type, reference, priority, number, sender, due, attempt, story, said = row
     tried = attempts(story)
     run, progress = running(said)
-    if run is not None:
+    if number == BLOCKED:
+        state = State.BLOCKED
+    elif run is not None:
         state = State.RUNNING
     elif tried and tried[-1].outcome == "lost":
         state = State.LOST
@@ -158,12 +196,13 @@ def _from_live(row: Sequence[Any]) -> Record:
     )  # fmt: skip
 
 
-def _from_ended(row: Sequence[Any]) -> Record:
-    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, _ = row
+def _from_ended(row: Sequence[Any], now: float) -> Record:
+    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, until, _ = row
+    over = result is None or (until is not None and until <= now)
     return Record(
         id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
         ended=ended, attempts=attempts(story), progress=running(said)[1],
-        result=None if result is None else Payload(result, result_type),
+        result=None if over else Payload(result, result_type),
     )  # fmt: skip
 
 
@@ -185,5 +224,6 @@ def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[
         ) RETURNING {ENDED_COLUMNS}""",
         (queue, limit),
     ).fetchall()
-    found = sorted(map(_from_ended, rows), key=lambda record: (record.ended, record.sent))  # RETURNING has no order
+    records = [_from_ended(row, 0.0) for row in rows]  # what is there still
+    found = sorted(records, key=lambda record: (record.ended, record.sent))  # RETURNING has no order
     return [result_of(record) for record in found]

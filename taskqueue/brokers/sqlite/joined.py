@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from taskqueue.broker import Ended
-from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite import names, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.history import ending
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.schema import VERSION, Life
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, DeliveryLost, Unsupported
-from taskqueue.joining import Connection, join
+from taskqueue.joining import Connection, check_independent, join
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
@@ -33,14 +33,15 @@ class SQLiteJoined:
         self._clock = clock
 
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
+        check_independent(workitems)
         named = [workitem.named() for workitem in workitems]
         to = [queue or worker_queue(workitem.type) for workitem in named]
         said = sender()
         lives = {name: queues.born(name, said) for name in set(to)}
-        outbox = Outbox()
-        outbox.put([(name, w, lives[name]) for name, w in zip(to, named, strict=True)], self._clock.wall())
+        outbox = Outbox(self._clock.wall())
+        outbox.put([(name, w, lives[name]) for name, w in zip(to, named, strict=True)])
         for name in lives:
-            queues.declare(self._connection, name)
+            names.declare(self._connection, name)
         outbox.store(self._connection)
         return [workitem.id for workitem in named]
 
@@ -48,9 +49,9 @@ class SQLiteJoined:
 def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, now: float) -> None:
     """See taskqueue.broker.complete."""
     inner = _inside(Path(ticket["file"]), join(connection))
-    outbox = Outbox()
+    outbox = Outbox(now)
     todo = {ticket["seq"]: ending(ended, Life(*ticket["life"]), now)}
-    if not queues.end(inner, outbox, todo, ticket["carrier"], sender(), now):
+    if not queues.end(inner, outbox, todo, ticket["carrier"], sender()):
         raise DeliveryLost(
             f"workitem {ended.delivery.workitem.id} is not this worker process' any more: it was completed before, or "
             "its carrier is gone, and somebody else has it or will"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskqueue.broker import Options
-from taskqueue.brokers.sqlite import carriers, hours, queues
+from taskqueue.brokers.sqlite import cancelling, carriers, dependencies, hours, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import lock_file
-from taskqueue.brokers.sqlite.schema import WAITING
+from taskqueue.brokers.sqlite.schema import BLOCKED, WAITING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.upkeep import HOUR, Keep, Keeping, Round, dispensable
@@ -65,12 +65,15 @@ class Keeper:
     def _round(self, database: Database, keeping: Keeping) -> Round:
         known = self._known(database, keeping)
         self._drop_expired(database)
+        adopted = self._adopt(database)
+        self._end_unwanted(database)
         return Round(
-            carriers=self._adopt(database),
-            results=self._bound_results(database),
+            carriers=adopted,
+            results=self._bound_results(database) + self._expire_results(database),
             dead_letters=self._expire_letters(database),
             hours=self._make_statistics(database),
             records=self._drop_records(database, known),
+            mended=self._mend(database),
         )
 
     def _rest(self, since: float) -> None:
@@ -92,7 +95,7 @@ class Keeper:
 
     def _execute(self, database: Database, statement: str, *values: object) -> int:
         """A statement as a transaction: how many rows it changed."""
-        return self._write(database, lambda connection: int(connection.execute(statement, values).rowcount))
+        return self._write(database, _changing(statement, *values))
 
     def _execute_all(self, database: Database, statement: str, rows: Sequence[Any]) -> int:
         """A statement for each of `rows`, BATCH of them in a transaction: how many rows they changed."""
@@ -102,11 +105,11 @@ class Keeper:
             changed += self._write(database, work)
         return changed
 
-    def _repeat(self, database: Database, statement: str, *values: object) -> int:
-        """A statement that changes up to BATCH rows, until there are no more of them; how many there were."""
+    def _repeat(self, database: Database, work: Callable[[sqlite3.Connection], int]) -> int:
+        """What changes up to BATCH rows, until there are no more of them; how many there were."""
         count = 0
         while True:
-            changed = self._execute(database, statement, *values)
+            changed = self._write(database, work)
             count += changed
             if changed < BATCH:
                 return count
@@ -123,6 +126,17 @@ class Keeper:
             dead = carriers.orphans(connection, self._path)
         return self._write(database, lambda connection: carriers.adopt(connection, self._path)) if dead else 0
 
+    def _end_unwanted(self, database: Database) -> None:
+        """What nobody has is over, whether anybody would claim it or not."""
+        with database.reading() as connection:
+            if not cancelling.exist(connection):
+                return
+        outbox = Outbox(self._clock.wall())
+        with database.writing(durable=False, told=outbox.told) as connection:
+            outbox.record(cancelling.take(connection, outbox.now))
+            cancelling.sweep(connection)
+            outbox.store(connection)
+
     def _bound_results(self, database: Database) -> int:
         """The oldest results beyond the number that is kept; of those in records, readers are to see no more."""
         queue, most = self._options.results_queue, self._options.results_max_length
@@ -135,20 +149,18 @@ class Keeper:
             self._execute(database, "INSERT OR REPLACE INTO queues (name, since) VALUES (?, ?)", queue, since)
         if not beyond:
             return 0
-        return self._repeat(
-            database,
-            "DELETE FROM workitems WHERE seq IN (SELECT seq FROM workitems WHERE queue = ? AND seq <= ? "
-            f"ORDER BY seq LIMIT {BATCH})",
-            queue, beyond[0][0],
-        )  # fmt: skip
+        old = f"""DELETE FROM workitems WHERE seq IN (
+            SELECT seq FROM workitems WHERE queue = ? AND seq <= ? ORDER BY seq LIMIT {BATCH})"""
+        return self._repeat(database, _changing(old, queue, beyond[0][0]))
 
     def _drop_expired(self, database: Database) -> None:
         """Of queues that nobody claims from; a dispatcher or a carrier makes dead letters of it."""
         now = self._clock.wall()
-        sql = f"SELECT DISTINCT queue FROM workitems INDEXED BY expiring WHERE expires <= ? AND state = {WAITING}"
+        sql = "SELECT DISTINCT queue FROM workitems INDEXED BY expiring "
+        sql += f"WHERE expires <= ? AND state IN ({WAITING}, {BLOCKED})"
         for (queue,) in self._read(database, sql, now):
             while queue not in (DEAD_LETTERS, DROPPED):
-                begun, outbox = time.monotonic(), Outbox()
+                begun, outbox = time.monotonic(), Outbox(now)
                 with database.writing(durable=False, told=outbox.told) as connection:
                     count = queues.drop_expired(connection, outbox, queue, now, BATCH)
                     outbox.store(connection)
@@ -162,12 +174,32 @@ class Keeper:
         expires = now + self._options.dead_retention
         letters = [(expires, number, DEAD_LETTERS) for (number,) in self._read(database, new, DEAD_LETTERS)]
         self._execute_all(database, "UPDATE workitems SET expires = ? WHERE seq = ? AND queue = ?", letters)
-        return self._repeat(
-            database,
-            "DELETE FROM workitems WHERE seq IN (SELECT seq FROM workitems INDEXED BY expiring WHERE expires <= ? "
-            f"AND queue = ? AND state = {WAITING} LIMIT {BATCH})",
-            now, DEAD_LETTERS,
-        )  # fmt: skip
+        old = f"""DELETE FROM workitems WHERE seq IN (SELECT seq FROM workitems INDEXED BY expiring
+            WHERE expires <= ? AND queue = ? AND state = {WAITING} LIMIT {BATCH}) RETURNING seq"""
+
+        def drop(connection: sqlite3.Connection) -> int:
+            numbers = [number for (number,) in connection.execute(old, (now, DEAD_LETTERS)).fetchall()]
+            dependencies.forget(connection, numbers)
+            return len(numbers)
+
+        return self._repeat(database, drop)
+
+    def _expire_results(self, database: Database) -> int:
+        """Those whose time is over, in records that stay; but for what something depends on that has not ended."""
+        sql = f"""UPDATE ended SET result = NULL, result_type = NULL, results = NULL WHERE born IN (
+            SELECT born FROM ended INDEXED BY ended_until WHERE until <= ? AND result IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM dependencies WHERE dependencies.id = ended.id) LIMIT {BATCH})"""
+        return self._repeat(database, _changing(sql, self._clock.wall()))
+
+    def _mend(self, database: Database) -> int:
+        with database.reading() as connection:
+            if not dependencies.is_wrong(connection):
+                return 0
+        outbox = Outbox(self._clock.wall())
+        with database.writing(durable=False, told=outbox.told) as connection:
+            count = outbox.mend(connection)
+            outbox.store(connection)
+        return count
 
     def _make_statistics(self, database: Database) -> int:
         """Hour by hour; the transaction that stores one says so, too, so that none is counted twice."""
@@ -202,14 +234,20 @@ class Keeper:
                 for rows in hours.found(connection, hour, hour + HOUR, "type"):
                     born += [(number,) for number, type in rows if type in types]
                     resting()
-            dropped += self._execute_all(database, "DELETE FROM ended WHERE born = ?", born)
+            unneeded = (
+                "DELETE FROM ended WHERE born = ? AND NOT EXISTS (SELECT 1 FROM dependencies WHERE id = ended.id)"
+            )
+            count = self._execute_all(database, unneeded, born)
+            dropped += count
+            if count < len(born):  # something that has not ended depends on the others
+                continue
             gone = [(hour, type) for type in sorted(types)]
             self._execute_all(database, "UPDATE statistics SET gone = 1 WHERE hour = ? AND type = ?", gone)
         old = "SELECT 1 FROM statistics WHERE gone AND hour < ? LIMIT 1"
         if self._read(database, old, int(now - keeping.statistics)):
             sql = f"""DELETE FROM statistics WHERE (hour, type) IN (
                 SELECT hour, type FROM statistics WHERE gone AND hour < ? LIMIT {BATCH})"""
-            self._repeat(database, sql, int(now - keeping.statistics))
+            self._repeat(database, _changing(sql, int(now - keeping.statistics)))
         return dropped
 
 
@@ -223,6 +261,11 @@ class _Resting:
     def __call__(self) -> None:
         self._rest(self._since)
         self._since = time.monotonic()
+
+
+def _changing(statement: str, *values: object) -> Callable[[sqlite3.Connection], int]:
+    """A statement, as what is done in a transaction: how many rows it changed."""
+    return lambda connection: int(connection.execute(statement, values).rowcount)
 
 
 def _execute_many(connection: sqlite3.Connection, *, statement: str, rows: Sequence[Any]) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+from taskqueue.brokers.sqlite import cancelling, dependencies, history
+from taskqueue.brokers.sqlite.dependencies import Failed, Freed, Row
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
+from taskqueue.brokers.sqlite.names import there
 from taskqueue.brokers.sqlite.schema import COLUMNS, Life, to_row
+from taskqueue.outcome import unmet
 from taskqueue.workitem import Workitem
 
 __all__ = ["ENDED", "Outbox", "putting"]
@@ -43,39 +47,92 @@ class Outbox:
     """Rows are collected in one thread, and may be stored in another: many in one statement, because each step of one
     gives up the interpreter, and has to get it back again.
 
+    now: POSIX seconds.  again: what is put here was a dead letter.
     told: the queues that got something.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: float, *, again: bool = False) -> None:
         self.told: set[str] = set()
+        self.now = now
+        self._again = again
         self._first: tuple[Any, ...] | None = None
         self._rows: list[tuple[Any, ...]] = []
+        self._linked: list[tuple[int, Workitem, bool]] = []  # what depends on others, and how many rows before it
         self._records: list[tuple[Any, ...]] = []
+        self._unkept: list[tuple[Any, ...]] = []
+        self._gone: list[int] = []
+        self._freed = Freed(set(), [])
 
-    def put(self, items: Iterable[tuple[str, Workitem, Life | None]], now: float) -> None:
+    def put(self, items: Iterable[tuple[str, Workitem, Life | None]]) -> None:
         """Store workitems in queues, in order."""
+        now = self.now
         for queue, workitem, life in items:
             self.told.add(queue)
-            row = to_row(queue, workitem, life, now)
+            blocked = False
+            if workitem.after and (life is None or not life.born):
+                blocked = life is not None
+                self._linked.append((len(self._rows) + (self._first is not None), workitem, blocked))
+            row = to_row(queue, workitem, life, now, blocked=blocked)
             if self._first is None:
                 self._first = (int(now * 1_000_000), *row)
             else:
                 self._rows.append(row)
 
-    def record(self, records: Iterable[tuple[Any, ...]]) -> None:
-        """Keep records of what has ended: the values of ENDED_COLUMNS."""
-        before = len(self._records)
-        self._records += records
-        if len(self._records) > before:
+    def record(self, records: Sequence[tuple[Any, ...]], *, kept: bool = True) -> None:
+        """These have ended: the values of ENDED_COLUMNS.  kept: also where nothing depends on them."""
+        if records:
+            (self._records if kept else self._unkept).extend(records)
             self.told.add(ENDED)
-            self.told.update({record[-1] for record in self._records[before:]} - {None})
+            self.told.update({record[-1] for record in records} - {None})
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Dead letters have ended: the rows with these numbers."""
+        self._gone.extend(numbers)
+
+    def mend(self, connection: sqlite3.Connection) -> int:
+        """Inside the transaction, before `store`: see `dependencies.mend`.  How many were mended."""
+        count, self._freed = dependencies.mend(connection)
+        return count
 
     def store(self, connection: sqlite3.Connection) -> None:
         """Inside the transaction, once."""
+        before = 0
         if self._first is not None:
-            connection.execute(_FIRST, self._first)
+            before = connection.execute(_FIRST, self._first).lastrowid or 0
         _store(connection, _MORE, self._rows)
-        _store(connection, _RECORDS, self._records)
+        if self._records or self._unkept:
+            cancelling.forget(connection, [record[0] for record in (*self._records, *self._unkept)])
+        freed = self._freed
+        if self._linked:
+            rows = [Row(before + count, workitem, begins) for count, workitem, begins in self._linked]
+            freed = dependencies.link(connection, rows, self.now, again=self._again)
+        elif not freed.queues and not dependencies.exist(connection):
+            _store(connection, _RECORDS, self._records)
+            return
+        self.told |= freed.queues
+        dependencies.forget(connection, self._gone)
+        ended, unkept = self._records, self._unkept
+        while ended or unkept or freed.failed:  # what fails ends as well, and others depend on it
+            needed: Collection[str] = ()
+            if unkept:
+                needed, _ = dependencies.dependents(connection, [record[1] for record in unkept])
+            ended = [*ended, *(record for record in unkept if record[1] in needed)]
+            ended += [history.unmet(*one, self.now) for one in freed.failed]
+            _store(connection, _RECORDS, ended)
+            self._answer(connection, freed.failed)
+            over = [*ended, *unkept]
+            dependencies.forget(connection, [record[0] for record in over])
+            freed = dependencies.count(connection, dict(map(history.cause, over)))
+            self.told |= freed.queues
+            ended, unkept = [], []
+
+    def _answer(self, connection: sqlite3.Connection, failed: Sequence[Failed]) -> None:
+        for workitem, _, why in failed:
+            self.told.add(ENDED)
+            for send in unmet(workitem, why).sends:
+                if there(connection, send.queue):
+                    self.told.add(send.queue)
+                    connection.execute(*putting(send.queue, send.workitem, None, self.now))
 
 
 def _store(

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from taskqueue.brokers.sqlite import queues
+from taskqueue.brokers.sqlite import dependencies, names, queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox, putting
@@ -54,7 +54,9 @@ class SQLiteProducer:
             self._declared.clear()
         return self._database
 
-    def send(self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False) -> list[str]:
+    def send(
+        self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
+    ) -> list[str]:
         named = [workitem.named() for workitem in workitems]
         if reply:
             reply_to = self._listen()
@@ -65,14 +67,15 @@ class SQLiteProducer:
             database = self._opened()
             lives = {name: queues.born(name, self._sender) for name in told}
             items = [(name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True)]
-            if len(items) == 1 and told <= self._declared:
+            if len(items) == 1 and told <= self._declared and not (unique or named[0].after):
                 database.write(*putting(*items[0], self._clock.wall()), told=told)
             else:
-                outbox = Outbox()
-                outbox.put(items, self._clock.wall())
-                with database.writing(told=told) as connection:
+                outbox = Outbox(self._clock.wall())
+                outbox.put(items)
+                with database.writing(told=outbox.told) as connection:
+                    dependencies.check(connection, named, unique=unique)
                     for name in told - self._declared:
-                        queues.declare(connection, name)
+                        names.declare(connection, name)
                     outbox.store(connection)
                 self._declared |= told
         return [workitem.id for workitem in named]
@@ -82,9 +85,9 @@ class SQLiteProducer:
             database = self._opened()
             if self._bell is None:
                 self._bell = Bell(places(self._path))
-                self._reply_queue = f"{queues.REPLIES}{uuid.uuid4().hex}"
+                self._reply_queue = f"{names.REPLIES}{uuid.uuid4().hex}"
                 with database.writing() as connection:
-                    queues.declare(connection, self._reply_queue)
+                    names.declare(connection, self._reply_queue)
             return self._reply_queue
 
     def next_reply(self, *, timeout: float | None) -> Workitem | None:

@@ -7,25 +7,28 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskqueue.brokers.sqlite import history
+from taskqueue.brokers.sqlite import cancelling, dependencies, history
 from taskqueue.brokers.sqlite.history import Ending
+from taskqueue.brokers.sqlite.names import there
 from taskqueue.brokers.sqlite.outbox import Outbox
-from taskqueue.brokers.sqlite.schema import LENT, SCHEDULED, WAITING, Life, from_row
+from taskqueue.brokers.sqlite.schema import BLOCKED, FIELDS, LENT, LIFE, SCHEDULED, WAITING, Life, from_row, life_of
+from taskqueue.depending import Input
 from taskqueue.record import is_recorded
-from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, sent_at
+from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, worker_queue
 
 __all__ = [
-    "REPLIES",
+    "Claimed",
     "born",
     "cancel",
     "claim",
-    "declare",
+    "count",
+    "discard",
     "drop_expired",
     "end",
-    "exists",
     "forget",
     "is_carrier",
     "is_there",
+    "last",
     "next_due",
     "numbers",
     "ready",
@@ -36,25 +39,14 @@ __all__ = [
     "waiting",
 ]
 
-REPLIES = "taskqueue.reply."
-"""What the names of reply queues begin with; they exist as long as their client."""
-
-_LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
 _LOST = """CASE running WHEN '' THEN story ELSE
     CASE story WHEN '' THEN '[' ELSE substr(story, 1, length(story) - 1) || ',' END
     || json_array(attempt, 'lost', json_extract(running, '$[0]'), '', '', unixepoch(), json_array()) || ']'
 END"""
-_FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 
 
-def declare(connection: sqlite3.Connection, queue: str) -> bool:
-    """Make `queue`; False where it was there."""
-    return connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (queue,)).rowcount == 1
-
-
-def exists(connection: sqlite3.Connection, queue: str) -> bool:
-    """Whether there is such a queue."""
-    return connection.execute("SELECT 1 FROM queues WHERE name = ?", (queue,)).fetchone() is not None
+Claimed = tuple[int, Workitem, Life | None, tuple[Input, ...]]
+"""What was lent: its sequence number, its life, and how those have ended that it depends on."""
 
 
 def is_carrier(connection: sqlite3.Connection, carrier: int) -> bool:
@@ -81,13 +73,17 @@ def register(connection: sqlite3.Connection, pid: int, now: float) -> int:
 
 
 def ready(connection: sqlite3.Connection, queue: str, now: float) -> bool:
-    """Whether a claim from `queue` may find anything.  Reads only."""
+    """Whether a claim from `queue` may find anything, or anything that is over.  Reads only."""
     sql = f"SELECT 1 FROM workitems WHERE state = {WAITING} AND queue = ? LIMIT 1"
     due = f"SELECT 1 FROM workitems WHERE state = {SCHEDULED} AND due <= ? LIMIT 1"
+    over = f"""SELECT 1 FROM workitems INDEXED BY expiring
+        WHERE queue = ? AND expires <= ? AND state = {BLOCKED} LIMIT 1"""
     return bool(
         connection.execute(sql, (queue,)).fetchone()
         or connection.execute(due, (now,)).fetchone()
+        or connection.execute(over, (queue, now)).fetchone()
         or (not is_recorded(queue) and history.has_unread(connection, queue))
+        or cancelling.is_free(connection)
     )
 
 
@@ -99,21 +95,38 @@ def next_due(connection: sqlite3.Connection) -> float | None:
 
 def claim(
     connection: sqlite3.Connection, outbox: Outbox, queue: str, limit: int, carrier: int, now: float
-) -> list[tuple[int, Workitem, Life | None]]:
-    """Lend up to `limit` workitems to `carrier`: sequence number, workitem and its life, first to last."""
+) -> list[Claimed]:
+    """Lend up to `limit` workitems to `carrier`, first to last."""
     connection.execute(
         f"UPDATE workitems SET state = {WAITING}, due = NULL WHERE state = {SCHEDULED} AND due <= ?", (now,)
     )
     drop_expired(connection, outbox, queue, now)
+    outbox.record(cancelling.take(connection, now))
     _bring(connection, queue, limit, now)
     rows = connection.execute(
         f"""UPDATE workitems SET state = {LENT}, carrier = ? WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY priority DESC, seq LIMIT ?
-        ) RETURNING -priority, seq, {_LIFE}, {_FIELDS}""",
+        ) RETURNING -priority, seq, {LIFE}, {FIELDS}""",
         (carrier, queue, limit),
     ).fetchall()
     rows.sort()  # RETURNING has no order
-    return [(row[1], from_row(row[5:]), _life(row[2:5])) for row in rows]
+    claimed: list[Claimed] = [(row[1], from_row(row[5:]), life_of(row[2:5]), ()) for row in rows]
+    return _with_inputs(connection, queue, claimed) if claimed and dependencies.exist(connection) else claimed
+
+
+def _with_inputs(connection: sqlite3.Connection, queue: str, claimed: Sequence[Claimed]) -> list[Claimed]:
+    numbers = [_number(seq, life) for seq, _, life, _ in claimed]
+    after = dependencies.after(connection, numbers)
+    inputs = dependencies.inputs(connection, list(after)) if after and is_recorded(queue) else {}
+    return [
+        (seq, item._replace(after=after.get(number, ())), life, inputs.get(number, ()))
+        for number, (seq, item, life, _) in zip(numbers, claimed, strict=True)
+    ]
+
+
+def _number(seq: int, life: Life | None) -> int:
+    """By what it is known what a row depends on."""
+    return life.born if life is not None and life.born else seq
 
 
 def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workitem]:
@@ -121,7 +134,7 @@ def take(connection: sqlite3.Connection, queue: str, limit: int) -> list[Workite
     rows = connection.execute(
         f"""DELETE FROM workitems WHERE seq IN (
             SELECT seq FROM workitems WHERE state = {WAITING} AND queue = ? ORDER BY seq LIMIT ?
-        ) RETURNING {_FIELDS}, seq""",
+        ) RETURNING {FIELDS}, seq""",
         (queue, limit),
     ).fetchall()
     return [from_row(row[:-1]) for row in sorted(rows, key=lambda row: row[-1])]
@@ -132,8 +145,8 @@ def _bring(connection: sqlite3.Connection, queue: str, limit: int, now: float) -
     if is_recorded(queue):
         return
     found = history.take_unread(connection, queue, limit)
-    outbox = Outbox()
-    outbox.put([(queue, result, None) for result in found], now)
+    outbox = Outbox(now)
+    outbox.put([(queue, result, None) for result in found])
     outbox.store(connection)
 
 
@@ -142,16 +155,20 @@ def drop_expired(connection: sqlite3.Connection, outbox: Outbox, queue: str, now
     # By that index, or every claim would read the whole queue.
     expired = connection.execute(
         f"""DELETE FROM workitems WHERE seq IN (
-            SELECT seq FROM workitems INDEXED BY expiring WHERE queue = ? AND expires <= ? AND state = {WAITING} LIMIT ?
-        ) RETURNING {_LIFE}, {_FIELDS}""",
+            SELECT seq FROM workitems INDEXED BY expiring
+            WHERE queue = ? AND expires <= ? AND state IN ({WAITING}, {BLOCKED}) LIMIT ?
+        ) RETURNING seq, {LIFE}, {FIELDS}""",
         (queue, now, most),
     ).fetchall()
+    outbox.forget(row[0] for row in expired if row[1] is None)
     if expired and queue not in (DROPPED, DEAD_LETTERS):
         death = {"x-death": [{"reason": "expired", "queue": queue}]}
-        items = [(from_row(row[3:]), _life(row[:3])) for row in expired]
-        outbox.record(history.expired(item, life, now) for item, life in items if life is not None)
+        rows = [(row[0], from_row(row[4:]), life_of(row[1:4])) for row in expired]
+        after = dependencies.after(connection, [_number(seq, life) for seq, _, life in rows])
+        items = [(item._replace(after=after.get(_number(seq, life), ())), life) for seq, item, life in rows]
+        outbox.record([history.expired(item, life, now) for item, life in items if life is not None])
         dropped = [item._replace(expiration=None, headers={**item.headers, **death}) for item, _ in items]
-        outbox.put([(DROPPED, item, None) for item in dropped], now)
+        outbox.put([(DROPPED, item, None) for item in dropped])
     return len(expired)
 
 
@@ -161,7 +178,6 @@ def end(
     todo: Mapping[int, Ending],
     carrier: int | None,
     sender: str,
-    now: float,
 ) -> set[int]:
     """End deliveries, by their numbers, with their effects: those that counted.
 
@@ -181,20 +197,38 @@ def end(
         if numbers:
             counted.update(connection.execute(statement, (carrier, json.dumps(numbers))))
     endings = [(todo[number], number, running) for number, running in counted.items()]
-    outbox.record(_ran(ending.record, running) for ending, _, running in endings if ending.record is not None)
+    outbox.record([_ran(e.record, running) for e, _, running in endings if e.record is not None and e.kept])
+    outbox.record([e.record for e, _, _ in endings if e.record is not None and not e.kept], kept=False)
+    outbox.forget(n for e, n, _ in endings if e.record is None and e.life is None and e.effects.ends)
     connection.executemany(
         "UPDATE workitems SET story = ? WHERE seq = ?",
         [(e.life.story, n) for e, n, _ in endings if not e.effects.ends and e.life is not None and e.life.story],
     )
+    outbox.record(cancelling.take(connection, outbox.now))
+    over = _unwanted(connection, outbox, endings)
     sends = [
         (send, (todo[number].life if send.goes_on else None) or born(send.queue, sender))
         for number in todo
-        if number in counted
+        if number in counted and number not in over
         for send in todo[number].effects.sends
     ]
-    there = {queue: _there(connection, queue) for queue in {send.queue for send, _ in sends}}
-    outbox.put([(send.queue, send.workitem, life) for send, life in sends if there[send.queue]], now)
+    are_there = {queue: there(connection, queue) for queue in {send.queue for send, _ in sends}}
+    outbox.put([(send.queue, send.workitem, life) for send, life in sends if are_there[send.queue]])
     return set(counted)
+
+
+def _unwanted(connection: sqlite3.Connection, outbox: Outbox, endings: Sequence[tuple[Ending, int, str]]) -> set[int]:
+    """The numbers of what would go on, and somebody wants no more: it has ended instead."""
+    going_on = [
+        (number, send.workitem, ending.life, running)
+        for ending, number, running in endings
+        if ending.life is not None
+        for send in ending.effects.sends
+    ]
+    lives = cancelling.those_of(connection, [life.born or 0 for _, _, life, _ in going_on])
+    over = [one for one in going_on if one[2].born in lives]
+    outbox.record([_ran(history.cancelled(item, life, outbox.now), running) for _, item, life, running in over])
+    return {number for number, *_ in over}
 
 
 def _ran(values: tuple[Any, ...], running: str) -> tuple[Any, ...]:
@@ -213,27 +247,49 @@ def report(connection: sqlite3.Connection, carrier: int, running: Sequence[tuple
 
 
 def cancel(connection: sqlite3.Connection, outbox: Outbox, id: str, now: float) -> bool:
-    """Take a live workitem out of its queue for good; False where that is too late."""
+    """Take a live workitem out of its queue for good, or wish that for one that is lent; False: it has ended."""
     rows = connection.execute(
-        f"""DELETE FROM workitems WHERE born IS NOT NULL AND seq >= ? AND id = ? AND state IN ({WAITING}, {SCHEDULED})
-        RETURNING {_LIFE}, {_FIELDS}""",
-        (int(sent_at(id) * 1_000_000), id),
+        f"""DELETE FROM workitems WHERE born IS NOT NULL AND id = ? AND state <> {LENT}
+        RETURNING {LIFE}, {FIELDS}""",
+        (id,),
     ).fetchall()
-    lives = [(from_row(row[3:]), _life(row[:3])) for row in rows]
-    outbox.record(history.cancelled(workitem, life, now) for workitem, life in lives if life is not None)
-    return bool(rows)
+    _cancelled(outbox, rows, now)
+    return cancelling.wish(connection, id) or bool(rows)
 
 
-def _life(columns: Sequence[Any]) -> Life | None:
-    return None if columns[0] is None else Life(*columns)
+def _cancelled(outbox: Outbox, rows: Sequence[tuple[Any, ...]], now: float) -> None:
+    lives = [(from_row(row[3:]), life_of(row[:3])) for row in rows]
+    outbox.record([history.cancelled(workitem, life, now) for workitem, life in lives if life is not None])
 
 
-def _there(connection: sqlite3.Connection, queue: str) -> bool:
-    """Make `queue` where it does not exist; not if it is a client's: that has gone then."""
-    if queue.startswith(REPLIES):
-        return exists(connection, queue)
-    declare(connection, queue)
-    return True
+def count(connection: sqlite3.Connection, type: str) -> int:
+    """How many workitems of `type` wait, for whatever."""
+    sql = " UNION ALL ".join(
+        f"SELECT count(*) AS n FROM workitems WHERE queue = ?1 AND state = {state}"
+        for state in (BLOCKED, WAITING, SCHEDULED)
+    )
+    total: int = connection.execute(f"SELECT sum(n) FROM ({sql})", (worker_queue(type),)).fetchone()[0]
+    return total
+
+
+def last(connection: sqlite3.Connection) -> int:
+    """The latest number."""
+    return int(connection.execute("SELECT ifnull(max(seq), 0) FROM workitems").fetchone()[0])
+
+
+def discard(connection: sqlite3.Connection, outbox: Outbox, type: str, until: int, most: int, now: float) -> int:
+    """Cancel up to `most` of these, up to the number `until`; how many.  What depends on others of them goes first."""
+    for state, order in ((BLOCKED, "ORDER BY seq DESC"), (WAITING, ""), (SCHEDULED, "")):
+        rows = connection.execute(
+            f"""DELETE FROM workitems WHERE seq IN (
+                SELECT seq FROM workitems WHERE queue = ? AND state = {state} AND seq <= ? {order} LIMIT ?
+            ) RETURNING {LIFE}, {FIELDS}""",
+            (worker_queue(type), until, most),
+        ).fetchall()
+        if rows:
+            _cancelled(outbox, rows, now)
+            return len(rows)
+    return 0
 
 
 def numbers(connection: sqlite3.Connection, queue: str) -> list[int]:
@@ -245,8 +301,11 @@ def numbers(connection: sqlite3.Connection, queue: str) -> list[int]:
 def waiting(connection: sqlite3.Connection, chosen: Sequence[int]) -> list[tuple[int, Workitem]]:
     """Those of the `chosen` sequence numbers, a few hundred, that still wait."""
     places = ",".join("?" * len(chosen))
-    sql = f"SELECT seq, {_FIELDS} FROM workitems WHERE state = {WAITING} AND seq IN ({places}) ORDER BY seq"
-    return [(row[0], from_row(row[1:])) for row in connection.execute(sql, chosen)]
+    sql = f"SELECT seq, {FIELDS} FROM workitems WHERE state = {WAITING} AND seq IN ({places}) ORDER BY seq"
+    after = dependencies.after(connection, chosen)
+    return [
+        (row[0], from_row(row[1:])._replace(after=after.get(row[0], ()))) for row in connection.execute(sql, chosen)
+    ]
 
 
 def release(connection: sqlite3.Connection, carrier: int, numbers: Sequence[int] | None = None) -> None:

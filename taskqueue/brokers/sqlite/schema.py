@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from taskqueue.properties import from_text, to_text
@@ -9,22 +10,26 @@ from taskqueue.workitem import Workitem
 
 __all__ = [
     "APPLICATION_ID",
+    "BLOCKED",
     "COLUMNS",
+    "FIELDS",
     "LATE",
     "LENT",
+    "LIFE",
     "MIGRATIONS",
     "SCHEDULED",
     "VERSION",
     "WAITING",
     "Life",
     "from_row",
+    "life_of",
     "to_row",
 ]
 
 APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
-VERSION = 2
+VERSION = 3
 
-WAITING, SCHEDULED, LENT = 0, 1, 2
+WAITING, SCHEDULED, LENT, BLOCKED = 0, 1, 2, 3
 LATE = 7200
 
 # seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
@@ -63,7 +68,6 @@ PRAGMA application_id = {APPLICATION_ID};
 # story: its attempts so far.  running: the one under way.  (All of them JSON; see `history`.)
 # results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 # since: from when on a queue has such results; older ones were too many.
-# Live workitems are found by their id through its time, which is theirs, too (`workitem.sent_at`).
 # What ended in an hour is found by when it was sent, in whose order the rows are; so only what took longer than LATE
 # seconds needs an index, and what is quick pays for none.
 # statistics: of an hour (POSIX seconds of its begin) and a type, JSON (see `taskqueue.statistics`).  gone: its records
@@ -107,13 +111,41 @@ CREATE TABLE rolled (until INTEGER NOT NULL) STRICT;
 CREATE TABLE keeping (type TEXT PRIMARY KEY, age REAL NOT NULL, most INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS = (_FIRST, _SECOND)
+# dependencies: what a life depends on, by its number (`born`), from its begin to its end; of a dead letter by its seq.
+# life: which life of that has ended, by its number; 0: nothing is known of it; NULL: it is pending.  What waits for
+# others has no counter: it is blocked while one is pending.
+# until: from when on a result is not kept any longer, POSIX seconds.
+# unwanted: lives that are lent, and that somebody wants no more, by their numbers; nearly always empty.
+_THIRD = f"""
+CREATE INDEX ids ON workitems (id) WHERE born IS NOT NULL;
+CREATE INDEX blocked ON workitems (queue) WHERE state = {BLOCKED};
+CREATE TABLE dependencies (
+    dependent INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    life INTEGER,
+    PRIMARY KEY (dependent, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dependents ON dependencies (id);
+CREATE INDEX pending ON dependencies (dependent) WHERE life IS NULL;
+ALTER TABLE ended ADD COLUMN until REAL;
+CREATE INDEX ended_until ON ended (until) WHERE until IS NOT NULL AND result IS NOT NULL;
+CREATE TABLE unwanted (born INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
+"""
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD)
 """The scripts that lead from one version of the schema to the next; the version is how many were applied."""
 
 COLUMNS = (
     "queue, state, priority, due, expires, "
     "id, type, reference, content_type, attempt, crashes, failures, properties, body, born, sender, story"
 )
+
+
+FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
+"""What `from_row` takes."""
+LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
+"""What `life_of` takes."""
 
 
 class Life(NamedTuple):
@@ -127,12 +159,17 @@ class Life(NamedTuple):
 _NO_LIFE = Life(None, "", "")
 
 
-def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[Any, ...]:
-    """The values of COLUMNS for `workitem` in `queue`."""
+def life_of(columns: Sequence[Any]) -> Life | None:
+    """From LIFE; None where there is none."""
+    return None if columns[0] is None else Life(*columns)
+
+
+def to_row(queue: str, workitem: Workitem, life: Life | None, now: float, *, blocked: bool = False) -> tuple[Any, ...]:
+    """The values of COLUMNS for `workitem` in `queue`.  blocked: it may have to wait for others."""
     scheduled = workitem.due is not None and workitem.due > now
     return (
         queue,
-        SCHEDULED if scheduled else WAITING,
+        BLOCKED if blocked else SCHEDULED if scheduled else WAITING,
         workitem.priority or 0,
         workitem.due if scheduled else None,
         None if workitem.expiration is None else now + workitem.expiration,
@@ -150,7 +187,7 @@ def to_row(queue: str, workitem: Workitem, life: Life | None, now: float) -> tup
 
 
 def from_row(row: tuple[Any, ...]) -> Workitem:
-    """The workitem of a row: id, type, reference, content_type, attempt, crashes, failures, properties, body."""
+    """The workitem of a row's FIELDS; what it depends on is elsewhere."""
     id, type, reference, content_type, attempt, crashes, failures, properties, body = row
     return Workitem(
         id=id,

@@ -36,6 +36,7 @@ class Notes(BaseWorker):
             "attempt": self.workitem.attempt,
             "pid": os.getpid(),
             "thread": threading.get_ident(),
+            "inputs": [one.id for one in self.workitem.inputs],
         }
 
 
@@ -63,6 +64,13 @@ class Threads(Notes):
         except SoftTimeLimitExceeded:
             self.note("cleaned-up")
             raise
+
+    def heed(self, seconds):
+        """Looks often whether somebody wants it no more."""
+        end = time.monotonic() + float(seconds)
+        while time.monotonic() < end:
+            self.check()
+            time.sleep(0.01)
 
     def swallow(self, seconds):
         """Ends in good order at its soft time limit."""
@@ -110,6 +118,10 @@ class Loop(Notes):
         return before
 
     async def wait(self, seconds):
+        await asyncio.sleep(float(seconds))
+
+    async def heed(self, seconds):
+        """Hears of it without looking."""
         await asyncio.sleep(float(seconds))
 
     async def block(self, seconds):

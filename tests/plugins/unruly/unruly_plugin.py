@@ -1,6 +1,7 @@
 """Workers that do what well-behaved ones don't."""
 
 import ctypes
+import json
 import logging
 import os
 import random
@@ -26,6 +27,18 @@ class Unruly(BaseWorker):
 
     def echo(self, text):
         return text
+
+    def sum(self, number):
+        """Of the number, and all that it depends on."""
+        time.sleep(0.01)
+        return int(number) + sum(json.loads(one.payload.body) for one in self.workitem.inputs)
+
+    def ends(self, text):
+        """How those have ended that it depends on."""
+        return [
+            [one.id, one.type, one.state, one.payload and one.payload.body.decode(), one.error]
+            for one in self.workitem.inputs
+        ]
 
     def attempt(self, text):
         return self.workitem.attempt
@@ -75,6 +88,36 @@ class Unruly(BaseWorker):
         logging.getLogger("unruly").warning("two of two")
         self.progress(4, 4, "all")
         return "told"
+
+    def heed(self, seconds):
+        """Looks often whether somebody wants it no more."""
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        for _ in range(int(float(seconds) * 100)):
+            self.check()
+            time.sleep(0.01)
+
+    def heed_progress(self, seconds):
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        for n in range(int(float(seconds) * 100)):
+            self.progress(n)
+            time.sleep(0.01)
+
+    def heed_well(self, seconds):
+        """Ends in good order."""
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        end = time.monotonic() + float(seconds)
+        while not self.cancelled and time.monotonic() < end:
+            time.sleep(0.01)
+        return "as far as it came"
+
+    def doze(self, seconds):
+        self.note(f"start {self.workitem.id} {os.getpid()}")
+        time.sleep(float(seconds))
+
+    def resist(self, seconds):
+        """Does not let itself be terminated."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.doze(seconds)
 
     def odd_result(self, kind):
         return {"object": object(), "set": {1}, "nan": float("nan"), "key": {(1, 2): 3}}[kind]

@@ -1,0 +1,235 @@
+"""Who waits for whom, and who goes on or fails when something ends.  No transaction begins or ends here.
+
+Statements for whole batches: one workitem may depend on a hundred thousand, or they on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from taskqueue.brokers.sqlite.schema import BLOCKED, FIELDS, LIFE, SCHEDULED, WAITING, Life, from_row, life_of
+from taskqueue.depending import Input, cause, error_of, passes
+from taskqueue.errors import DuplicateTask, UnknownTask
+from taskqueue.lifecycle import State
+from taskqueue.outcome import Payload
+from taskqueue.properties import from_text
+from taskqueue.record import Attempt
+from taskqueue.story import attempts
+from taskqueue.workitem import Workitem
+
+__all__ = [
+    "Failed",
+    "Freed",
+    "Row",
+    "after",
+    "check",
+    "count",
+    "dependents",
+    "exist",
+    "forget",
+    "inputs",
+    "is_wrong",
+    "link",
+    "mend",
+]
+
+_NUMBERS = "(SELECT value FROM json_each(?))"
+# By that index, or each time it would read past all that have ended already.
+_PENDING = "SELECT 1 FROM dependencies INDEXED BY pending WHERE dependent = workitems.seq AND life IS NULL"
+_ENDED = "life = ifnull((SELECT max(born) FROM ended WHERE ended.id = dependencies.id), 0)"
+_IS_LIVE = "SELECT 1 FROM workitems AS other WHERE other.born IS NOT NULL AND other.id = dependencies.id"
+
+
+class Row(NamedTuple):
+    """A workitem as it was stored.  begins: a life of it does; otherwise it is kept as a dead letter."""
+
+    seq: int
+    workitem: Workitem
+    begins: bool
+
+
+class Failed(NamedTuple):
+    """What is over because of what it depends on; `cause`: see `depending.cause`."""
+
+    workitem: Workitem
+    life: Life
+    cause: str
+
+
+class Freed(NamedTuple):
+    """What waits for nothing more: the queues of what goes on, and what has failed."""
+
+    queues: set[str]
+    failed: list[Failed]
+
+
+def exist(connection: sqlite3.Connection) -> bool:
+    """Whether anything depends on anything.  Where nothing does, this is all that it costs."""
+    return connection.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone() is not None
+
+
+def check(connection: sqlite3.Connection, workitems: Sequence[Workitem], *, unique: bool) -> None:
+    """Raise UnknownTask or DuplicateTask for what must not be sent."""
+    wanted = {id for workitem in workitems for id in workitem.after}
+    mine = {workitem.id for workitem in workitems} if unique else set[str]()
+    if not wanted and not mine:
+        return
+    live = _live(connection, wanted | mine)
+    known = live.keys() | _ended(connection, wanted).keys()
+    earlier: set[str] = set()
+    for workitem in workitems:
+        for id in workitem.after:
+            if id not in known and id not in earlier:
+                raise UnknownTask(id)
+        if unique and (workitem.id in live or workitem.id in earlier):
+            raise DuplicateTask(workitem.id)
+        earlier.add(workitem.id)
+
+
+def link(connection: sqlite3.Connection, rows: Sequence[Row], now: float, *, again: bool) -> Freed:
+    """Write down what these depend on; what has ended before counts at once.
+
+    again: they were dead letters, so results that are over are there still, and ids may be unknown.
+    """
+    wanted = {id for row in rows if row.begins for id in row.workitem.after}
+    first = _live(connection, wanted)
+    ended = _ended(connection, wanted)
+    causes = {id: _cause(id, ended.get(id), 0.0 if again else now) for id in wanted}
+    links: list[tuple[int, int, str, int | None]] = []
+    failing: dict[int, str] = {}
+    for seq, workitem, begins in rows:
+        for position, id in enumerate(workitem.after):
+            if begins and first.get(id, seq) < seq:  # what comes later, or is itself, is not meant
+                links.append((seq, position, id, None))
+                continue
+            links.append((seq, position, id, ended[id][-1] if id in ended else 0))
+            if begins and causes[id]:
+                failing.setdefault(seq, causes[id])
+    connection.executemany("INSERT INTO dependencies VALUES (?, ?, ?, ?)", links)
+    return _free(connection, [row.seq for row in rows if row.begins], failing)
+
+
+def count(connection: sqlite3.Connection, causes: Mapping[str, str]) -> Freed:
+    """These have ended: by id, why what depends on them fails; empty: it does not."""
+    rows = connection.execute(
+        f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND id IN {_NUMBERS} RETURNING dependent, id",
+        (json.dumps(list(causes)),),
+    ).fetchall()
+    reasons: dict[str, set[int]] = {}
+    for number, id in rows:
+        if causes[id]:
+            reasons.setdefault(id, set()).add(number)
+    failing: dict[int, str] = {}
+    for id in filter(reasons.__contains__, causes):  # in the order in which they ended
+        for number in reasons[id]:
+            failing.setdefault(number, causes[id])
+    return _free(connection, {number for number, _ in rows}, failing)
+
+
+def _free(connection: sqlite3.Connection, waiting: Collection[int], failing: Mapping[int, str]) -> Freed:
+    failed: list[Failed] = []
+    if failing:
+        sql = f"SELECT seq, properties FROM workitems WHERE state = {BLOCKED} AND seq IN {_NUMBERS}"
+        found = connection.execute(sql, (json.dumps(list(failing)),)).fetchall()
+        over = [seq for seq, properties in found if not passes(Workitem(body=b"", **from_text(properties)))]
+        sql = f"DELETE FROM workitems WHERE seq IN {_NUMBERS} RETURNING seq, {LIFE}, {FIELDS}"
+        for row in sorted(connection.execute(sql, (json.dumps(over),)).fetchall()):
+            life = life_of(row[1:4])
+            assert life is not None
+            failed.append(Failed(from_row(row[4:]), life, failing[row[0]]))
+        waiting = set(waiting) - set(over)
+    if not waiting:
+        return Freed(set(), failed)
+    sql = f"""UPDATE workitems SET state = CASE WHEN due IS NULL THEN {WAITING} ELSE {SCHEDULED} END
+        WHERE state = {BLOCKED} AND seq IN {_NUMBERS} AND NOT EXISTS ({_PENDING}) RETURNING queue"""
+    return Freed({queue for (queue,) in connection.execute(sql, (json.dumps(list(waiting)),)).fetchall()}, failed)
+
+
+def forget(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    """These lives, or dead letters, have ended: what they depended on may go."""
+    connection.execute(f"DELETE FROM dependencies WHERE dependent IN {_NUMBERS}", (json.dumps(list(numbers)),))
+
+
+def dependents(connection: sqlite3.Connection, ids: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Which of these are depended on, and the queues of what depends on them."""
+    sql = f"""SELECT DISTINCT dependencies.id, queue FROM dependencies LEFT JOIN workitems ON seq = dependent
+        WHERE dependencies.id IN {_NUMBERS}"""
+    rows = connection.execute(sql, (json.dumps(list(ids)),)).fetchall()
+    return {id for id, _ in rows}, {queue for _, queue in rows if queue is not None}
+
+
+def after(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """What these lives, or dead letters, depend on."""
+    sql = f"SELECT dependent, id FROM dependencies WHERE dependent IN {_NUMBERS} ORDER BY dependent, position"
+    found: dict[int, list[str]] = {}
+    for number, id in connection.execute(sql, (json.dumps(numbers),)).fetchall():
+        found.setdefault(number, []).append(id)
+    return {number: tuple(ids) for number, ids in found.items()}
+
+
+def inputs(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, tuple[Input, ...]]:
+    """How those have ended that these lives depend on.  Results that are over are kept for them."""
+    sql = f"""SELECT dependent, dependencies.id, type, state, result_type, result, story
+        FROM dependencies LEFT JOIN ended ON born = life
+        WHERE dependent IN {_NUMBERS} ORDER BY dependent, position"""
+    found: dict[int, list[Input]] = {}
+    for number, id, type, state, kind, result, story in connection.execute(sql, (json.dumps(numbers),)).fetchall():
+        payload = None if result is None else Payload(result, kind)
+        how = State(state or State.SUCCEEDED)
+        one = Input(id, type or "", how, payload, *error_of(how, _last(how, story or "")))
+        found.setdefault(number, []).append(one)
+    return {number: tuple(ones) for number, ones in found.items()}
+
+
+def mend(connection: sqlite3.Connection) -> tuple[int, Freed]:
+    """Derive again what is pending: how many waited for what had ended, or for nothing, and what becomes of them.
+
+    Results that are over count as kept: they were when they should have been counted.
+    """
+    rows = connection.execute(
+        f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) RETURNING dependent, id"
+    ).fetchall()
+    ended = _ended(connection, {id for _, id in rows})
+    failing: dict[int, str] = {}
+    for number, id in sorted(rows):
+        if why := _cause(id, ended.get(id), 0.0):
+            failing.setdefault(number, why)
+    idle = connection.execute(f"SELECT seq FROM workitems WHERE state = {BLOCKED} AND NOT EXISTS ({_PENDING})")
+    waiting = {number for number, _ in rows} | {seq for (seq,) in idle.fetchall()}
+    return len(waiting), _free(connection, waiting, failing)
+
+
+def is_wrong(connection: sqlite3.Connection) -> bool:
+    """Whether there is anything to `mend`.  Reads only."""
+    late = f"SELECT 1 FROM dependencies WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) LIMIT 1"
+    idle = f"SELECT 1 FROM workitems WHERE state = {BLOCKED} AND NOT EXISTS ({_PENDING}) LIMIT 1"
+    return any(connection.execute(sql).fetchone() is not None for sql in (late, idle))
+
+
+def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int]:
+    """Of those that have not ended the first numbers."""
+    sql = f"SELECT id, min(seq) FROM workitems WHERE born IS NOT NULL AND id IN {_NUMBERS} GROUP BY id"
+    return dict(connection.execute(sql, (json.dumps(list(ids)),)).fetchall())
+
+
+def _ended(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, tuple[Any, ...]]:
+    """Of the latest lives that have ended type, state, story, whether there is a result, until when, and number."""
+    sql = f"""SELECT id, type, state, story, result IS NOT NULL, until, max(born) FROM ended
+        WHERE id IN {_NUMBERS} GROUP BY id"""
+    return {row[0]: row[1:] for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()}
+
+
+def _cause(id: str, ended: Sequence[Any] | None, now: float) -> str:
+    if ended is None:
+        return cause(id, "", State.SUCCEEDED, None, has_result=False)
+    type, state, story, has_result, until, _ = ended
+    is_there = bool(has_result) and (until is None or until > now)
+    return cause(id, type, State(state), _last(state, story), has_result=is_there)
+
+
+def _last(state: str, story: str) -> Attempt | None:
+    told = () if state == State.SUCCEEDED else attempts(story)
+    return told[-1] if told else None

@@ -1,0 +1,217 @@
+"""The value of a task, which may not be there yet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from taskqueue.client.ends import End
+from taskqueue.errors import ResultTimeout, TaskExpired, TaskFailure, TaskQueueError, Unsupported
+from taskqueue.formats import values
+from taskqueue.lifecycle import State
+from taskqueue.record import Progress
+from taskqueue.tasks import Promise, Task
+
+if TYPE_CHECKING:
+    from taskqueue.client.queue import Queue
+
+__all__ = ["Deferred"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Deferred(Promise, Generic[T]):
+    """What a task will return.  Reads like a concurrent.futures.Future, and can be awaited.
+
+    id: the task's id, by which any program finds it again: `queue.deferred(id)`.
+    name: the task's name; empty where it was made from an id.
+
+    Given to another task as an argument, or anywhere inside of one, it stands for its value.  Pickled, it is its id and
+    name; whoever loads it says `queue.deferred(it)` before asking it anything.
+    """
+
+    __slots__ = ("__weakref__", "_end", "_queue", "_task", "_told", "id")
+
+    def __init__(self, id: str, queue: Queue | None, task: Task | str = "") -> None:
+        self.id = id
+        self._queue = queue
+        self._task = task
+        self._end: End | TaskQueueError | None = None
+        self._told: list[Callable[[], object]] | None = None  # a list for each would be a seventh of the memory
+
+    @property
+    def name(self) -> str:
+        return self._task if isinstance(self._task, str) else self._task.name
+
+    @property
+    def queue(self) -> Queue:
+        """The queue in which it is.  Raises Unsupported for one that was pickled, and is in none yet."""
+        if self._queue is None:
+            raise Unsupported(
+                f"task {self.id} came out of a pickle: expected queue.deferred(...) to be told of it first"
+            )
+        return self._queue
+
+    @property
+    def argument(self) -> T:
+        """Itself, as an argument of another task; type checkers take it for the value that it stands for."""
+        return cast("T", self)
+
+    def settle(self, end: End | TaskQueueError) -> None:
+        """It has ended.  Called once, by whoever hears of it."""
+        if isinstance(end, End) and end.payload is not None and (next_id := values.promised(end.payload)):
+            after: Deferred[Any] = self.queue.deferred(next_id)
+            after.when_done(lambda: self._settle(after._end))
+            return
+        self._settle(end)
+
+    def _settle(self, end: End | TaskQueueError | None) -> None:
+        with self.queue.lock:
+            if self._end is not None:
+                return
+            self._end = end
+            told, self._told = self._told, None
+        for each in told or ():
+            each()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end has been heard of here; nobody is asked."""
+        return self._end is not None
+
+    def tell(self, told: Callable[[], object]) -> None:
+        """Call `told`, in any thread, once its end is heard of; now, if it was."""
+        with self.queue.lock:
+            if self._end is None:
+                self._told = [*(self._told or ()), told]
+                return
+        told()
+
+    def when_done(self, told: Callable[[], object]) -> None:
+        """The same, and have somebody listen."""
+        self.tell(told)
+        if self._end is None:
+            self.queue.ends.want([self])
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, up to `timeout` seconds (None: for ever); whether it has."""
+        if self._end is not None:
+            return True
+        over = threading.Event()
+        self.when_done(over.set)
+        if over.wait(timeout):
+            return True
+        with self.queue.lock:
+            self._told = [each for each in self._told or () if each != over.set] or None
+        return self._end is not None
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait up to `timeout` seconds (None: for ever) for its value.
+
+        Raises TaskFailure with the error and the remote traceback; TaskExpired where the value is not kept any more;
+        ResultTimeout; UnknownTask; BrokerUnavailable.
+        """
+        if not self.wait(timeout):
+            raise ResultTimeout(self.id, timeout or 0.0)
+        end = self._end
+        if isinstance(end, TaskQueueError):
+            raise end
+        assert end is not None
+        failure = self._failure(end)
+        if failure is not None:
+            raise failure
+        assert end.payload is not None
+        return cast("T", self.queue.value_of(end.payload, self._task))
+
+    def _failure(self, end: End) -> TaskFailure | None:
+        if end.state != State.SUCCEEDED:
+            return TaskFailure(self.id, end.type, str(end.state), end.error, end.traceback, task=self.name)
+        if end.payload is None:
+            return TaskExpired(self.id, end.type, str(end.state), "no result is kept", task=self.name)
+        return None
+
+    @property
+    def value(self) -> T:
+        """Its value, without waiting.  Raises ResultTimeout where it has not ended yet; else as `result`."""
+        if not self.done():
+            raise ResultTimeout(self.id, 0.0)
+        return self.result(0.0)
+
+    def exception(self, timeout: float | None = None) -> TaskQueueError | None:
+        """Wait as `result` does; what that would raise, or None.  Raises ResultTimeout."""
+        if not self.wait(timeout):
+            raise ResultTimeout(self.id, timeout or 0.0)
+        end = self._end
+        return self._failure(end) if isinstance(end, End) else end
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        if self._end is None:
+            self.queue.ends.look(self)
+        return self._end is not None
+
+    __bool__ = done
+
+    @property
+    def status(self) -> State:
+        """Where it stands.  Raises UnknownTask; Unsupported over RabbitMQ, as long as it is under way."""
+        return self._end.state if isinstance(self._end, End) else self.queue.status(self.id)
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it says it is.  Raises UnknownTask; Unsupported over RabbitMQ."""
+        return self.queue.record(self.id).progress
+
+    def cancel(self) -> bool:
+        """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`."""
+        return self.queue.cancel(self.id)
+
+    def add_done_callback(self, function: Callable[[Deferred[T]], object]) -> None:
+        """Call `function` with this once it has ended, in a thread of the client; now, if it has.
+
+        What it raises is logged.
+        """
+        self.when_done(lambda: _call(function, self))
+
+    def then(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> Deferred[R]:
+        """Submit `function(value, *args, **kwargs)`, which waits for this value."""
+        return self.queue.submit(function, self, *args, **kwargs)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+
+        def told() -> None:
+            loop.call_soon_threadsafe(_set, over)
+
+        if self._end is None:
+            yield from loop.run_in_executor(None, self.when_done, told).__await__()
+            yield from over.__await__()
+        return self.result(0.0)
+
+    def __repr__(self) -> str:
+        end = self._end
+        state = str(end.state) if isinstance(end, End) else "pending" if end is None else type(end).__name__
+        where = "no queue" if self._queue is None else f"queue {self._queue.name}"
+        return f"<Deferred {self.name or 'task'} in {where}: {self.id}, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Deferred, (self.id, None, self.name)
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
+
+
+def _call(function: Callable[[Deferred[T]], object], deferred: Deferred[T]) -> None:
+    try:
+        function(deferred)
+    except Exception:  # as concurrent.futures does: the others are told all the same
+        log.exception("a callback of %r failed", deferred)

@@ -1,0 +1,55 @@
+"""What a queue has in one process: after a fork the child has its own, for threads and locks don't come along."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from taskqueue import broker
+from taskqueue.client.ends import Ends, ReplyEnds, StoreEnds
+from taskqueue.errors import Unsupported
+from taskqueue.store import Store
+
+__all__ = ["Here"]
+
+
+class Here:
+    """The two ends of a broker, and who hears of the ends of tasks.
+
+    lock: held while a Deferred changes.  parent: that of the process before the fork; it is left alone, but not let go
+    of either: its connections, closed here, would end there.
+    """
+
+    def __init__(self, broker: broker.Broker, parent: Here | None = None) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.producer = broker.producer()
+        self.ends = self._new_ends(broker)
+        self._broker = broker
+        self._parent = parent
+        self._opening = threading.Lock()
+        self._store: Store | None = None
+
+    def _new_ends(self, broker: broker.Broker) -> Ends:
+        return StoreEnds(lambda: self.store) if broker.capabilities.store else ReplyEnds(self.producer)
+
+    @property
+    def store(self) -> Store:
+        """What knows every workitem.  Raises Unsupported."""
+        with self._opening:
+            if self._store is None:
+                try:
+                    self._store = self._broker.store()
+                except Unsupported as reason:
+                    raise Unsupported(f"sending is all that this broker does: {reason}") from None
+            return self._store
+
+    def close(self) -> None:
+        """Let go of the broker; what is used again is connected again."""
+        self.ends.close()
+        self.ends = self._new_ends(self._broker)
+        self.producer.close()
+        with self._opening:
+            if self._store is not None:
+                self._store.close()
+                self._store = None

@@ -1,0 +1,103 @@
+"""Many tasks together: all of their values, or one after the other as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import queue as queues
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from typing import Any, Generic, TypeVar
+
+from taskqueue.client.deferred import Deferred
+from taskqueue.errors import ResultTimeout
+
+__all__ = ["Gathered", "as_completed", "progress"]
+
+T = TypeVar("T")
+
+
+class Gathered(Generic[T]):
+    """The values of several tasks, in order.  Can be awaited."""
+
+    def __init__(self, deferreds: Sequence[Deferred[T]]) -> None:
+        self.deferreds = tuple(deferreds)
+
+    def result(self, timeout: float | None = None) -> list[T]:
+        """Wait up to `timeout` seconds (None: for ever) for all of them.
+
+        Raises what the first in order that has no value raises: see `Deferred.result`.
+        """
+        want(self.deferreds)
+        deadline = _deadline(timeout)
+        return [each.result(_left(deadline)) for each in self.deferreds]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all have ended, up to `timeout` seconds (None: for ever); whether they have."""
+        want(self.deferreds)
+        deadline = _deadline(timeout)
+        return all(each.wait(_left(deadline)) for each in self.deferreds)
+
+    def done(self) -> bool:
+        """Whether all have ended."""
+        return all(each.done() for each in self.deferreds)
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        yield from asyncio.get_running_loop().run_in_executor(None, want, self.deferreds).__await__()
+        found = []
+        for each in self.deferreds:
+            found.append((yield from each.__await__()))
+        return found
+
+    def __iter__(self) -> Iterator[Deferred[T]]:
+        return iter(self.deferreds)
+
+    def __len__(self) -> int:
+        return len(self.deferreds)
+
+    def __repr__(self) -> str:
+        return f"<Gathered: {len(self.deferreds)} tasks>"
+
+
+def want(deferreds: Iterable[Deferred[Any]]) -> None:
+    """Have all of these told of their ends: together, not one by one."""
+    by_queue: dict[int, list[Deferred[Any]]] = {}
+    for each in deferreds:
+        if not each.has_ended:
+            by_queue.setdefault(id(each.queue), []).append(each)
+    for some in by_queue.values():
+        some[0].queue.ends.want(some)
+
+
+def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None) -> Iterator[Deferred[T]]:
+    """Each of them, as soon as it has ended.  Raises ResultTimeout when `timeout` seconds are over before the last."""
+    waiting = list(deferreds)
+    over: queues.SimpleQueue[Deferred[T]] = queues.SimpleQueue()
+    deadline = _deadline(timeout)
+    for each in waiting:
+        each.tell(lambda each=each: over.put(each))  # type: ignore[misc]
+    want(waiting)
+    for _ in waiting:
+        try:
+            yield over.get(timeout=_left(deadline))
+        except queues.Empty:
+            raise ResultTimeout(next(each.id for each in waiting if not each.has_ended), timeout or 0.0) from None
+
+
+def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:
+    """Pass on deferreds as they end, or the values of `map` as they come; with a bar where there is a terminal."""
+    import tqdm  # which nobody shall wait for who draws no bar
+
+    items = list(tasks) if isinstance(tasks, Sized) else tasks
+    total = len(items) if isinstance(items, list) else None
+    several = isinstance(items, list) and all(isinstance(each, Deferred) for each in items)
+    found: Any = as_completed(items) if several else items  # type: ignore[arg-type]
+    # None: where there is no terminal there is no bar.
+    yield from tqdm.tqdm(found, total=total, desc=description or None, disable=None, unit="task")
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

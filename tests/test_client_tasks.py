@@ -1,0 +1,382 @@
+"""Functions as tasks, over every broker, run by threads of the test's own program."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import shop_tasks
+from databases import PostgreSQL, with_schema
+from shop_tasks import (
+    Colour,
+    Order,
+    add,
+    fail,
+    flaky,
+    invoice,
+    later,
+    name_of,
+    num,
+    other_error,
+    plus,
+    promise,
+    quiet,
+    repaint,
+    same,
+    space,
+    until_cancelled,
+    wait,
+)
+
+import taskqueue
+from taskqueue.errors import (
+    DuplicateTask,
+    FormatError,
+    ResultTimeout,
+    TaskExpired,
+    TaskFailure,
+    UnknownTask,
+    Unsupported,
+)
+from taskqueue.lifecycle import State
+
+PATIENCE = 60.0
+STORES = ["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
+ALL = [*STORES, pytest.param("amqp", marks=pytest.mark.services)]
+
+
+def make_url(request: pytest.FixtureRequest, kind: str) -> str:
+    if kind == "memory":
+        return "memory://"
+    if kind == "sqlite":
+        directory: Path = request.getfixturevalue("tmp_path")
+        return f"sqlite:///{directory}/queue.db"
+    if kind == "amqp":
+        found: str = request.getfixturevalue("amqp_url")
+        return found
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.url(server.database(with_schema))
+
+
+@pytest.fixture(params=ALL)
+def url(request: pytest.FixtureRequest) -> str:
+    return make_url(request, request.param)
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[taskqueue.Queue]:
+    shop_tasks.gate.clear()
+    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, threads=4, retry_delay="0"):
+        yield queue
+        shop_tasks.gate.set()
+
+
+@pytest.fixture
+def store(queue: taskqueue.Queue) -> taskqueue.Queue:
+    if not queue.broker.capabilities.store:
+        pytest.skip("this broker is no store")
+    return queue
+
+
+class TestSubmitting:
+    def test_a_function_is_called_elsewhere_and_its_value_comes_back(self, queue: taskqueue.Queue) -> None:
+        deferred = queue.submit(plus, 5, b=2)
+
+        assert deferred.result(PATIENCE) == 7
+        assert deferred.done() and deferred and deferred.value == 7 and deferred.exception() is None
+        assert deferred.status == State.SUCCEEDED
+        assert queue.tasks.shop.plus(1).result(PATIENCE) == 2
+        assert queue.tasks["shop"]["plus"](1, b=3).result(PATIENCE) == 4
+
+    def test_coroutines_and_classes_that_annotations_name(self, queue: taskqueue.Queue) -> None:
+        assert queue.submit(later, 5).result(PATIENCE) == 6
+        assert queue.submit(repaint, Order(7)).result(PATIENCE) == Order(8, (Colour.RED,))
+
+    def test_values_come_back_as_they_were_sent(self, queue: taskqueue.Queue) -> None:
+        for value in [(1, (2, 3)), {1: {"a"}}, b"\xff", float("inf"), 10**400, None, [Path("/x")], "\ud800"]:
+            assert queue.submit(same, value).result(PATIENCE) == value
+
+    def test_a_failure_has_the_error_and_the_remote_traceback(self, queue: taskqueue.Queue) -> None:
+        deferred = queue.submit(fail)
+
+        with pytest.raises(TaskFailure) as found:
+            deferred.result(PATIENCE)
+        failure = found.value
+        assert (failure.task, failure.queue, failure.id) == ("shop.fail", "default", deferred.id)
+        assert failure.error == "ValueError: on purpose" and "in fail" in failure.traceback
+        assert str(deferred.exception()) == str(failure) and "shop.fail" in str(failure)
+        assert pickle.loads(pickle.dumps(failure)).traceback == failure.traceback
+
+    def test_a_task_that_there_is_not_fails_and_names_those_that_there_are(self, queue: taskqueue.Queue) -> None:
+        error = queue.tasks.shop.nothing().exception(PATIENCE)
+
+        assert isinstance(error, TaskFailure) and "no task 'shop.nothing' in the space shop" in error.error
+        assert "shop.num" in error.error
+
+    def test_what_cannot_be_sent_is_an_error_where_it_is_submitted(self, queue: taskqueue.Queue) -> None:
+        with pytest.raises(FormatError, match="argument 1"):
+            queue.submit(same, threading.Lock())
+        with pytest.raises(FormatError, match=r"shop\.same have \d+ bytes, more than"):
+            queue.submit(same, os.urandom(queue.max_body))
+        with pytest.raises(TypeError, match="is no task"):
+            queue.submit(print, 1)
+
+    def test_retries_are_those_of_the_task_after_errors_that_it_names(self, queue: taskqueue.Queue) -> None:
+        assert queue.submit(flaky, 2).result(PATIENCE) == 3
+        assert isinstance(queue.submit(flaky, 3).exception(PATIENCE), TaskFailure)
+        assert queue.options(retries=3).submit(flaky, 3).result(PATIENCE) == 4
+        assert "attempt 1" in str(queue.submit(other_error).exception(PATIENCE))
+
+    def test_who_ignores_the_result_gets_nothing(self, queue: taskqueue.Queue) -> None:
+        assert queue.submit(quiet) is None  # type: ignore[comparison-overlap]
+        assert queue.options(ignore_result=False).submit(quiet).result(PATIENCE) == 7
+
+    def test_queues_of_one_broker_are_independent(self, url: str, queue: taskqueue.Queue) -> None:
+        if url == "memory://":
+            pytest.skip("each connection to memory:// is a broker of its own")
+        with taskqueue.connect(url, "other") as other, taskqueue.running(other, space, threads=1):
+            assert other.submit(num, 1).result(PATIENCE) == 1
+            assert queue.submit(num, 2).result(PATIENCE) == 2
+
+
+class TestWaiting:
+    def test_a_result_that_does_not_come_is_a_timeout(self, queue: taskqueue.Queue) -> None:
+        deferred = queue.submit(wait, 3)
+
+        with pytest.raises(ResultTimeout):
+            deferred.result(0.05)
+        assert not deferred.wait(0.01) and not deferred.done() and not deferred
+        with pytest.raises(ResultTimeout):
+            deferred.value  # noqa: B018
+        shop_tasks.gate.set()
+        assert deferred.result(PATIENCE) == 3
+
+    def test_callbacks_are_called_once_whatever_others_raise(self, queue: taskqueue.Queue) -> None:
+        called: list[object] = []
+        deferred = queue.submit(wait, 3)
+        deferred.add_done_callback(lambda _: called.append(1 / 0))
+        deferred.add_done_callback(called.append)
+        shop_tasks.gate.set()
+
+        assert deferred.result(PATIENCE) == 3
+        deferred.add_done_callback(called.append)
+        until(lambda: len(called) == 2)
+        assert called == [deferred, deferred]
+
+    def test_it_can_be_awaited(self, queue: taskqueue.Queue) -> None:
+        async def main() -> list[int]:
+            shop_tasks.gate.set()
+            first = await queue.submit(wait, 1)
+            return [first, *await queue.gather(queue.submit(num, 2), queue.submit(num, 3))]
+
+        assert asyncio.run(main()) == [1, 2, 3]
+
+    def test_many_threads_wait_for_the_same_and_for_others(self, queue: taskqueue.Queue) -> None:
+        deferreds = [queue.submit(wait, number) for number in range(4)]
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda each=each: found.append(each.result(PATIENCE)))  # type: ignore[misc]
+            for each in deferreds * 3
+        ]
+        for thread in threads:
+            thread.start()
+        shop_tasks.gate.set()
+        for thread in threads:
+            thread.join()
+
+        assert sorted(found) == sorted([0, 1, 2, 3] * 3)
+
+    def test_a_child_after_a_fork_submits_and_waits_as_well(self, queue: taskqueue.Queue, url: str) -> None:
+        if url == "memory://":
+            pytest.skip("memory:// is in one program")
+        assert queue.submit(num, 1).result(PATIENCE) == 1
+        child = os.fork()
+        if not child:
+            try:
+                os._exit(queue.submit(num, 41).result(PATIENCE))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 41
+        assert queue.submit(num, 2).result(PATIENCE) == 2
+
+    def test_a_value_that_is_itself_deferred_is_waited_for(self, store: taskqueue.Queue) -> None:
+        inner = store.submit(wait, 5)
+        outer = store.submit(promise, inner.id)
+
+        assert not outer.wait(0.2), outer.exception()
+        shop_tasks.gate.set()
+        assert outer.result(PATIENCE) == 5
+
+
+class TestFindingAgain:
+    def test_by_its_id_or_out_of_a_pickle(self, store: taskqueue.Queue) -> None:
+        deferred = store.submit(num, 5)
+
+        copy = pickle.loads(pickle.dumps(deferred))
+        assert copy.id == deferred.id and copy.name == "shop.num"
+        with pytest.raises(Unsupported, match=r"queue\.deferred"):
+            copy.result(PATIENCE)
+        assert store.deferred(copy).result(PATIENCE) == 5
+        assert store.deferred(deferred.id).result(PATIENCE) == 5
+        assert store.result(deferred.id) == 5
+        assert repr(deferred) == f"<Deferred shop.num in queue default: {deferred.id}, succeeded>"
+
+    def test_an_id_that_never_was(self, store: taskqueue.Queue) -> None:
+        with pytest.raises(UnknownTask):
+            store.deferred("nothing").result(PATIENCE)
+        with pytest.raises(UnknownTask):
+            store.deferred("nothing").status  # noqa: B018
+
+    def test_without_a_store_only_ones_own(self, queue: taskqueue.Queue) -> None:
+        if queue.broker.capabilities.store:
+            pytest.skip("this broker is a store")
+        for refused in (
+            lambda: queue.deferred("x"),
+            lambda: len(queue),
+            queue.discard_pending,
+            lambda: queue.submit(num, queue.submit(num, 1).argument),
+            lambda: queue.options(id="x").submit(num, 1),
+        ):
+            with pytest.raises(Unsupported, match="postgresql://"):
+                refused()
+
+
+class TestDepending:
+    def test_a_task_waits_for_the_values_in_its_arguments(self, store: taskqueue.Queue) -> None:
+        total = store.submit(add, [store.submit(num, n).argument for n in range(10)])
+        nested = store.submit(same, {"a": (total, [total]), "b": {1: total}})
+
+        assert total.result(PATIENCE) == 45
+        assert nested.result(PATIENCE) == {"a": (45, [45]), "b": {1: 45}}
+        assert total.then(num).result(PATIENCE) == 45
+
+    def test_it_is_blocked_meanwhile(self, store: taskqueue.Queue) -> None:
+        blocked = store.submit(num, store.submit(wait, 5).argument)
+
+        assert blocked.status == State.BLOCKED and len(store) >= 1
+        shop_tasks.gate.set()
+        assert blocked.result(PATIENCE) == 5
+
+    def test_it_fails_with_the_root_cause_or_is_told(self, store: taskqueue.Queue) -> None:
+        failing = store.submit(fail)
+        after = store.submit(num, store.submit(num, failing).argument)  # type: ignore[call-overload]
+
+        error = after.exception(PATIENCE)
+        assert isinstance(error, TaskFailure)
+        assert failing.id in error.error and "ValueError: on purpose" in error.error
+        assert store.submit(name_of, failing).result(PATIENCE) == "TaskFailure: ValueError: on purpose"
+        assert store.submit(name_of, store.submit(num, 1)).result(PATIENCE) == "int: 1"
+
+    def test_cancelled_ends_count(self, store: taskqueue.Queue) -> None:
+        first = store.options(delay=3600).submit(num, 1)
+        after = store.submit(num, first.argument)
+        told = store.submit(name_of, first)
+
+        assert first.cancel() and not first.cancel()
+        assert "cancelled" in str(after.exception(PATIENCE))
+        assert told.result(PATIENCE).startswith("TaskFailure")
+        error = first.exception(PATIENCE)
+        assert isinstance(error, TaskFailure) and error.state == "cancelled"
+
+
+class TestCancelling:
+    def test_what_runs_is_told_and_never_tried_again(self, store: taskqueue.Queue) -> None:
+        running = store.options(retries=5).submit(until_cancelled)
+        after = store.submit(name_of, running)
+        until(lambda: running.status == State.RUNNING)
+
+        assert running.cancel()
+        error = running.exception(PATIENCE)
+        assert isinstance(error, TaskFailure) and error.state == "cancelled"
+        assert [attempt.outcome for attempt in store.record(running.id).attempts] == ["cancelled"]
+        assert after.result(PATIENCE).startswith("TaskFailure")
+        assert not running.cancel()
+
+
+class TestMany:
+    def test_map_is_lazy_ordered_and_keeps_no_more_under_way_than_it_may(self, queue: taskqueue.Queue) -> None:
+        taken: list[int] = []
+
+        def numbers() -> Iterator[int]:
+            for number in range(50):
+                taken.append(number)
+                yield number
+
+        values = queue.map(num, numbers(), chunksize=5, ahead=10)
+        assert taken == []
+        assert next(values) == 0 and len(taken) == 10
+        assert list(values) == list(range(1, 50))
+        assert list(queue.map(plus, [1, 2], [10, 20])) == [11, 22]
+        assert list(queue.map(num, [])) == []
+
+    def test_gather_and_as_completed(self, queue: taskqueue.Queue) -> None:
+        slow = queue.submit(wait, 1)
+        quick = queue.submit(num, 2)
+
+        completed = taskqueue.as_completed([slow, quick], timeout=PATIENCE)
+        assert next(completed) is quick
+        shop_tasks.gate.set()
+        assert next(completed) is slow
+        assert queue.gather(slow, quick).result(PATIENCE) == [1, 2]
+        assert queue.gather(slow, quick).done()
+        with pytest.raises(TaskFailure):
+            queue.gather(slow, queue.submit(fail)).result(PATIENCE)
+
+    def test_as_completed_in_vain(self, queue: taskqueue.Queue) -> None:
+        with pytest.raises(ResultTimeout):
+            list(taskqueue.as_completed([queue.submit(wait)], timeout=0.1))
+
+    def test_progress_shows_nothing_where_there_is_no_terminal(
+        self, queue: taskqueue.Queue, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        deferreds = [queue.submit(num, number) for number in range(5)]
+
+        assert sorted(each.value for each in taskqueue.progress(deferreds)) == [0, 1, 2, 3, 4]
+        assert list(taskqueue.progress(queue.map(num, range(3)))) == [0, 1, 2]
+        assert capfd.readouterr().err == ""
+
+    def test_reduce_is_a_chain_of_tasks(self, store: taskqueue.Queue) -> None:
+        assert store.reduce(plus, range(20), 100).result(PATIENCE) == 290
+        assert store.reduce(plus, [], 100).result(0) == 100
+
+
+class TestIdentity:
+    def test_one_id_is_under_way_once(self, store: taskqueue.Queue) -> None:
+        first = store.submit(invoice, 4711)
+
+        with pytest.raises(DuplicateTask) as found:
+            store.submit(invoice, 4711)
+        assert found.value.deferred is first and first.id == "invoice-4711"
+        shop_tasks.gate.set()
+        assert first.result(PATIENCE) == 4711
+        assert store.submit(invoice, 4711).result(PATIENCE) == 4711
+
+    def test_waiting_tasks_are_counted_and_discarded(self, store: taskqueue.Queue) -> None:
+        some = [store.options(delay=3600).submit(num, number) for number in range(3)]
+
+        assert len(store) == 3 and bool(store)
+        assert store.discard_pending() == 3
+        assert len(store) == 0 and {each.status for each in some} == {State.CANCELLED}
+
+    def test_a_value_is_kept_for_as_long_as_was_said(self, store: taskqueue.Queue) -> None:
+        short = store.options(result_timeout=0.2).submit(num, 5)
+        assert short.result(PATIENCE) == 5
+
+        def expired() -> bool:
+            error = store.deferred(short.id).exception(PATIENCE)
+            return isinstance(error, TaskExpired)
+
+        until(expired)
+
+
+def until(condition: object) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

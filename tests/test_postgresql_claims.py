@@ -1,0 +1,77 @@
+"""What a claim of PostgreSQL looks at, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import psycopg
+from embedded import drain, run, send
+from lending import QUEUE, Database
+
+from taskqueue.broker import Broker, connect
+from taskqueue.workitem import Workitem
+
+
+def buffers(connection: psycopg.Connection, queue: str, after: str) -> int:
+    """How many blocks a claim looks at that finds nothing; its plans have been made before over the connection."""
+    claim = f"SELECT taskqueue.claim(1, '{queue}', 1, '{after}')"
+    for _ in range(6):  # with the sixth use of each of its statements they are made for good
+        connection.execute(claim.encode())
+    ((plan,),) = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {claim}".encode()).fetchall()
+    return int(plan[0]["Plan"]["Shared Hit Blocks"]) + int(plan[0]["Plan"]["Shared Read Blocks"])
+
+
+def test_a_claim_does_not_go_through_what_an_old_transaction_keeps_from_being_removed(database: Database) -> None:
+    with contextlib.closing(database.server.admin(database.name)) as old:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM taskqueue.workitems")
+        send(database.url, *[b"x"] * 3000)
+        found = run(database.url, lambda broker: drain(broker.consumer(QUEUE, reserve=100), 3000))
+
+        with contextlib.closing(database.server.admin(database.name)) as connection:
+            nothing = buffers(connection, "worker_nobody", "{}")
+            everything = buffers(connection, QUEUE, "{}")
+            behind = buffers(connection, QUEUE, json.dumps({0: found[-1].tag}))
+
+    assert everything > nothing + 50
+    assert behind < nothing + 20
+
+
+def test_what_was_sent_by_one_who_committed_late_is_found(database: Database) -> None:
+    async def work(broker: Broker) -> list[bytes]:
+        consumer = broker.consumer(QUEUE, reserve=10)
+        with contextlib.closing(database.server.admin(database.name)) as slow:
+            slow.execute("BEGIN")
+            slow.execute("SELECT taskqueue.send('t', '\"late\"')")
+            await asyncio.to_thread(send, database.url, *[b"x"] * 20)
+            before = await drain(consumer, 20)
+            slow.execute("COMMIT")
+        (late,) = await drain(consumer, 1)
+        assert late.tag < before[0].tag
+        return [late.workitem.body]
+
+    assert run(database.url, work) == [b'"late"']
+
+
+def test_higher_priorities_go_first_whenever_they_came(database: Database) -> None:
+    async def work(broker: Broker) -> list[str]:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        found: list[str] = []
+        while len(found) < 6:
+            if len(found) == 2:
+                urgent = [Workitem(body=b"", id=f"u{n}", priority=n) for n in (7, 9)]
+                await asyncio.to_thread(producer.send, urgent, queue=QUEUE)
+                await asyncio.sleep(1.2)  # the marks are looked behind once a second
+            found += [delivery.workitem.id for delivery in await drain(consumer, 1)]
+        return found
+
+    producer = connect(database.url).producer()
+    sent = [("none", None), ("five", 5), ("one", 1), ("five again", 5)]
+    producer.send([Workitem(body=b"", id=id, priority=priority) for id, priority in sent], queue=QUEUE)
+
+    order = run(database.url, work)
+    producer.close()
+    assert order[:2] == ["five", "five again"]
+    assert order.index("u9") < order.index("u7") < order.index("none")
