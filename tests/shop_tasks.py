@@ -96,21 +96,11 @@ def quiet() -> int:
     return 7
 
 
-@space.task(time_limit=0.5)
-def too_long() -> None:
-    time.sleep(600)
-
-
 @space.task
 def until_cancelled() -> None:
     while True:
         taskqueue.current().check()
         time.sleep(0.01)
-
-
-@space.task
-async def for_ever() -> None:
-    await asyncio.sleep(3600)
 
 
 @space.task

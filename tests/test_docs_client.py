@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_every_block_does_what_it_says(kind: str, request: pytest.FixtureRequest
                     run(block, names)
             else:
                 run(block, names)
+    # Nothing goes on behind the back of the other tests.
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("handler-")]
 
 
 def run(block: str, names: dict[str, object]) -> None:
