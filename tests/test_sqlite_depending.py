@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -257,7 +258,12 @@ def test_a_bell_finds_out_by_itself_what_nobody_rang_for(file: Path, url: str, s
 
 
 def test_a_bell_needs_no_low_descriptor(url: str, store: Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 2048:  # infinite is -1
+        pytest.skip(f"a process may have {hard} files here")
     with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(1100):
             stack.enter_context(open("/dev/null"))
         bell = store.bell()
