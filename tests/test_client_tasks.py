@@ -196,9 +196,6 @@ class TestWaiting:
         if url == "memory://":
             pytest.skip("memory:// is in one program")
         assert queue.submit(num, 1).result(PATIENCE) == 1
-        time.sleep(
-            1.0
-        )  # the workers in this program's own threads hold no lock of the file's then, which a child would share
         child = os.fork()
         if not child:
             try:

@@ -221,7 +221,8 @@ class TestThreads:
         monkeypatch.setattr(Desk, "end", faulty)
         with running(here, kind="threads", count=2):
             assert here.ask("attempt") == 2
-        assert [t.name for t in threading.enumerate() if t.name.startswith(("handler", "worker", "taskqueue"))] == []
+        names = ("handler", "worker", "taskqueue")
+        until(lambda: not any(thread.name.startswith(names) for thread in threading.enumerate()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

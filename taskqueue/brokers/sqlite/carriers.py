@@ -14,14 +14,19 @@ from pathlib import Path
 from taskqueue.brokers.sqlite import queues
 from taskqueue.brokers.sqlite.place import places
 
-__all__ = ["adopt", "lock_path", "orphans"]
+__all__ = ["adopt", "forget", "lock_name", "orphans"]
 
 log = logging.getLogger(__name__)
 
 
-def lock_path(path: Path, carrier: int) -> Path:
+def lock_name(carrier: int) -> str:
     """The file that `carrier` holds the lock of."""
-    return places(path) / f"carrier-{carrier}"
+    return f"carrier-{carrier}"
+
+
+def forget(path: Path, carrier: int) -> None:
+    """Remove the lock file of `carrier`, which is gone."""
+    (places(path) / lock_name(carrier)).unlink(missing_ok=True)
 
 
 def orphans(connection: sqlite3.Connection, path: Path, me: int = 0) -> list[int]:
@@ -36,14 +41,14 @@ def adopt(connection: sqlite3.Connection, path: Path, me: int = 0) -> int:
     for number in dead:
         queues.release(connection, number)
         log.warning("carrier %d is dead: what it had is lent again", number)
-        lock_path(path, number).unlink(missing_ok=True)
+        forget(path, number)
     return len(dead)
 
 
 def _alive(path: Path, carrier: int) -> bool:
     """Whether somebody holds the lock of `carrier`."""
     try:
-        file = os.open(lock_path(path, carrier), os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(places(path) / lock_name(carrier), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

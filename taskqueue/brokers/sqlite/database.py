@@ -12,61 +12,69 @@ saw a commit comes behind it in the write-ahead log, which is synced as a whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskqueue.brokers.sqlite.bell import Ringer
-from taskqueue.brokers.sqlite.place import check_place, lock_file, places
+from taskqueue.brokers.sqlite.faults import BUSY_TIMEOUT, Faults, room
+from taskqueue.brokers.sqlite.forking import keep
+from taskqueue.brokers.sqlite.place import LockFile, check_place, places
 from taskqueue.brokers.sqlite.schema import APPLICATION_ID, MIGRATIONS, VERSION
-from taskqueue.errors import BrokerError, BrokerUnavailable
+from taskqueue.errors import BrokerError
 
 __all__ = ["Database"]
 
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for somebody who writes without our lock files, such as an sqlite3 shell."""
 LOG_SIZE = 1024 * (4096 + 24)
 """Bytes of the write-ahead log, in pages with their headers: about where SQLite begins it anew."""
-STEP = 256 * 1024  # bytes, more than SQLite needs at a time
 ENLARGE_AT = 20
 """The transaction with which a connection enlarges the log: not for a command that sends one workitem."""
-_REMEDIES = (  # beginnings of sqlite_errorname (https://www.sqlite.org/rescode.html), and what is to be done
-    ("SQLITE_FULL", "the disk is full; nothing of this was stored, and nothing is lost: make room"),
-    ("SQLITE_READONLY", "it can't be written; give this user the right to write the file and its directory"),
-    ("SQLITE_CANTOPEN", "it can't be opened or made; does its directory exist, and may this user write there?"),
-    ("SQLITE_NOTADB", "it is no SQLite file; name another file in the URL"),
-    ("SQLITE_CORRUPT", "it is damaged; stop all daemons, and save what can be read with sqlite3's .recover"),
-    ("SQLITE_IOERR", "the disk reports an error ({name}); look at the system's log"),
-)
 
 
 class Database:
-    """One connection.  Not to be used by two threads at once, and never after a fork."""
+    """One connection.  Not to be used by two threads at once, and not in a child after a fork.
+
+    A fork closes it for a moment (see `forking`): it is opened again when it is used again.
+    """
 
     def __init__(self, path: Path, *, synchronous: str = "full") -> None:
         self.path = path
-        self._errors = _Errors(path)
-        self._files: list[int] = []
+        self._faults = Faults(path)
+        self._locks: list[LockFile] = []
         self._syncs = synchronous == "full"
         self._log = -1  # the write-ahead log, once there is one
         self._begun = 0  # transactions
-        with self._errors:
+        self._using = threading.Lock()  # held by who is inside SQLite, or in a transaction
+        self._user = 0  # the thread that takes it, set as long as that may hold it: its signals' handlers may fork
+        self._is_open = False
+        with self._faults:
             check_place(path)
-            self._files = [lock_file(path, name) for name in ("door", "room")]
+            self._locks = [LockFile(path, name) for name in ("door", "room")]
             self._ringer = Ringer(places(path))
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
-            )
+            keep(self)
             try:
-                self._set_up()
+                with self._used():
+                    version = self._set_up()
+                if version < VERSION:
+                    self._migrate()
             except BaseException:
                 self.close()
                 raise
 
-    def _set_up(self) -> None:
+    def _open(self) -> None:
+        self._close_log()  # after a fork it may be another file: the last one who closes the old one removes it
+        self._connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        self._is_open = True
+        self._connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
+        self._connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
+
+    def _set_up(self) -> int:
+        """Check that it is ours, and have a write-ahead log; the version of its schema."""
         connection = self._connection
         connection.execute("BEGIN")  # together: somebody else may be making it right now
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -87,15 +95,49 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 self._leave()
-        connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
-        connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
-        if version < VERSION:
-            with self.writing():
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                for script in MIGRATIONS[version:]:  # none where somebody else was faster
-                    for statement in script.split(";"):
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+        return int(version)
+
+    def _migrate(self) -> None:
+        with self.writing() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            for script in MIGRATIONS[version:]:  # none where somebody else was faster
+                for statement in script.split(";"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _acquire(self) -> None:
+        self._user = threading.get_ident()
+        self._using.acquire()
+        if not self._is_open:
+            try:
+                self._open()
+            except BaseException:
+                self._release()
+                raise
+
+    def _release(self) -> None:
+        self._using.release()
+        self._user = 0
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        self._acquire()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def before_fork(self) -> None:
+        """Where it is this thread that uses it, what it does there fails: a signal's handler forks."""
+        if self._user != threading.get_ident():
+            self._using.acquire()
+        self._shut()
+
+    def after_fork(self, *, child: bool) -> None:
+        if self._user != threading.get_ident():
+            self._using.release()
+        if child:
+            self._let_go()
 
     def writing(
         self, *, durable: bool = True, told: Collection[str] = ()
@@ -116,10 +158,14 @@ class Database:
             with self.writing(told=told) as connection:
                 connection.execute(statement, values)
             return
-        with self._errors:
+        with self._faults:
             self._take_turn(wait=True)
             try:
-                self._connection.execute(statement, values)
+                self._acquire()
+                try:
+                    self._connection.execute(statement, values)
+                finally:
+                    self._release()
             finally:
                 self._leave()
         self.ring(told)
@@ -130,9 +176,14 @@ class Database:
 
         False where somebody else writes, or waits to, and `wait` is not set.  Raises what `writing` does.
         """
-        with self._errors:
+        with self._faults:
             if not self._take_turn(wait=wait):
                 return False
+            try:
+                self._acquire()
+            except BaseException:
+                self._leave()
+                raise
             try:
                 if not wait:
                     self._connection.execute("PRAGMA busy_timeout = 0")
@@ -142,12 +193,12 @@ class Database:
                     if not wait:
                         self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT * 1000)}")
             except sqlite3.OperationalError as error:
-                self._leave()
+                self._end()
                 if wait or not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     raise
                 return False
             except BaseException:
-                self._leave()
+                self._end()
                 raise
             self._begun += 1
             if self._begun == ENLARGE_AT:
@@ -161,20 +212,23 @@ class Database:
     def commit(self) -> None:
         """End the transaction: all others see it.  Raises what `writing` does."""
         try:
-            with self._errors:
+            with self._faults:
                 self._connection.execute("COMMIT")
         except BaseException:
             self._roll_back()
             raise
         finally:
-            self._leave()
+            self._end()
 
     def sync(self) -> None:
         """Wait until all that was committed so far outlasts a loss of power.  Raises BrokerError."""
         if self._syncs:
-            with self._errors:
+            with self._faults:
                 if self._log < 0:
-                    self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                    try:
+                        self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                    except FileNotFoundError:
+                        return  # a fork closed the file, and with the last one who closes it all of it is synced
                 os.fdatasync(self._log)
 
     def _enlarge_log(self) -> None:
@@ -182,7 +236,7 @@ class Database:
 
         SQLite takes what is behind its last frame for no frame, whatever it is (https://www.sqlite.org/walformat.html).
         """
-        if _room(self.path.parent) < 16 * LOG_SIZE:
+        if room(self.path.parent) < 16 * LOG_SIZE:
             return
         with contextlib.suppress(OSError):  # then it grows as it is written
             file = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
@@ -198,14 +252,14 @@ class Database:
 
     def _undo(self, error: BaseException) -> None:
         self._roll_back()
-        self._leave()
-        with self._errors:
+        self._end()
+        with self._faults:
             raise error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Single statements that only read; they wait for nobody."""
-        with self._errors:
+        with self._faults, self._used():
             yield self._connection
 
     def ring(self, queues: Iterable[str]) -> None:
@@ -213,31 +267,42 @@ class Database:
         self._ringer.ring(queues)
 
     def _take_turn(self, *, wait: bool) -> bool:
-        door, room = self._files
-        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:
-            fcntl.flock(door, how)
-            try:
-                fcntl.flock(room, how)
-            finally:
-                fcntl.flock(door, fcntl.LOCK_UN)
-        except BlockingIOError:
+        door, room = self._locks
+        if not door.take(wait=wait):
             return False
-        return True
+        try:
+            return room.take(wait=wait)
+        finally:
+            door.leave()
 
     def _leave(self) -> None:
-        if self._files:  # not where it has been closed meanwhile
-            fcntl.flock(self._files[1], fcntl.LOCK_UN)
+        self._locks[1].leave()
+
+    def _end(self) -> None:
+        self._release()
+        self._leave()
+
+    def _shut(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._connection.close()
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, -1
+        if log >= 0:
+            os.close(log)
 
     def close(self) -> None:
         """Let go of the file.  May be called twice."""
-        self._connection.close()
-        files, self._files = self._files, []
-        if self._log >= 0:
-            files.append(self._log)
-            self._log = -1
-        for file in files:
-            os.close(file)
+        self._using.acquire()
+        self._shut()
+        self._using.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._close_log()
+        for lock in self._locks:
+            lock.close()
         self._ringer.close()
 
 
@@ -272,36 +337,3 @@ class _Writing:
             self._database.ring(self._told)
         if self._durable:
             self._database.sync()
-
-
-class _Errors:
-    """Raises ours instead of SQLite's, in words that say what to do."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.DatabaseError):
-            name = getattr(error, "sqlite_errorname", "")
-            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise BrokerUnavailable(f"{self._path}: another program has held it for {BUSY_TIMEOUT:g} s") from None
-            raise BrokerError(f"{self._path}: {self._remedy(name, error)}") from None
-        if isinstance(error, OSError):
-            raise BrokerError(f"{error.filename or self._path}: {error.strerror}") from None
-
-    def _remedy(self, name: str, error: sqlite3.Error) -> str:
-        if name.startswith("SQLITE_IOERR") and _room(self._path.parent) < STEP:
-            name = "SQLITE_FULL"  # SQLite says so only where it is the file itself that can't grow
-        for prefix, text in _REMEDIES:
-            if name.startswith(prefix):
-                return text.format(name=name)
-        return str(error)
-
-
-def _room(directory: Path) -> int:
-    """Bytes that can still be written."""
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import functools
 import itertools
 import logging
@@ -18,10 +17,9 @@ from typing import Any, TypeVar
 
 from taskqueue.brokers.sqlite import carriers, queues
 from taskqueue.brokers.sqlite.bell import Bell
-from taskqueue.brokers.sqlite.carriers import lock_path
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
-from taskqueue.brokers.sqlite.place import places
+from taskqueue.brokers.sqlite.place import LockFile, places
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
@@ -61,7 +59,8 @@ class Engine:
         self._synchronous = synchronous
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="taskqueue-sqlite")
         self._database: Database | None = None
-        self._lock = -1
+        self._turn = asyncio.Lock()  # held in a transaction and while reading: one at a time uses the connection
+        self._lock: LockFile | None = None
         self._bell: Bell | None = None
         self._pending: list[_Operation] = []
         self._working: asyncio.Task[None] | None = None
@@ -110,8 +109,8 @@ class Engine:
                 return work(connection)
 
         async def here_or_there() -> T:
-            free = self._database is not None and self._working is None
-            return reading() if free else await self._in_thread(reading)
+            async with self._turn:
+                return await self._in_thread(reading) if self._database is None else reading()
 
         return await self._patiently(here_or_there)
 
@@ -168,21 +167,22 @@ class Engine:
 
         Gives the results, the queues that got something, and whether it is as durable as it has to be.
         """
-        database = self._database
-        if database is None or not database.begin(wait=False):
-            return await self._in_thread(functools.partial(self._in_turn, batch, durable))
-        outbox = Outbox(self.clock.wall())
-        with database.inside() as connection:
-            results = [operation.work(connection, outbox) for operation in batch]
-
-        def commit() -> bool:
+        async with self._turn:
+            database = self._database
+            if database is None or not database.begin(wait=False):
+                return await self._in_thread(functools.partial(self._in_turn, batch, durable))
+            outbox = Outbox(self.clock.wall())
             with database.inside() as connection:
-                outbox.store(connection)
-            database.commit()
-            database.ring(outbox.told)
-            return not durable or _is_synced(database)
+                results = [operation.work(connection, outbox) for operation in batch]
 
-        return results, outbox.told, await self._in_thread(commit) if durable else commit()
+            def commit() -> bool:
+                with database.inside() as connection:
+                    outbox.store(connection)
+                database.commit()
+                database.ring(outbox.told)
+                return not durable or _is_synced(database)
+
+            return results, outbox.told, await self._in_thread(commit) if durable else commit()
 
     def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:
         outbox = Outbox(self.clock.wall())
@@ -197,8 +197,8 @@ class Engine:
             database = Database(self.path, synchronous=self._synchronous)
             with database.writing() as connection:
                 self.carrier = queues.register(connection, os.getpid(), self.clock.wall())
-                self._lock = os.open(lock_path(self.path, self.carrier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._lock = LockFile(self.path, carriers.lock_name(self.carrier))
+                self._lock.take(wait=True)
             self._database = database
         return self._database
 
@@ -257,8 +257,9 @@ class Engine:
             log.warning("%s; the next one finds what this carrier had", error)
         self._database.close()
         self._database = None
-        os.close(self._lock)
-        lock_path(self.path, self.carrier).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+        carriers.forget(self.path, self.carrier)
 
 
 def _is_synced(database: Database) -> bool:

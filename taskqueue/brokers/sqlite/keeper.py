@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import itertools
-import os
 import sqlite3
 import threading
 import time
@@ -17,7 +15,7 @@ from taskqueue.broker import Options
 from taskqueue.brokers.sqlite import cancelling, carriers, dependencies, hours, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
-from taskqueue.brokers.sqlite.place import lock_file
+from taskqueue.brokers.sqlite.place import LockFile
 from taskqueue.brokers.sqlite.schema import BLOCKED, WAITING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
@@ -52,14 +50,11 @@ class Keeper:
     def round(self, keeping: Keeping) -> Round:
         """All that is to be done, until nothing is left of it."""
         database = Database(self._path, synchronous=self._synchronous)
-        lock = lock_file(self._path, "chores")
+        lock = LockFile(self._path, "chores")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self._round(database, keeping)
-        except BlockingIOError:
-            return Round(busy=True)
+            return self._round(database, keeping) if lock.take(wait=False) else Round(busy=True)
         finally:
-            os.close(lock)
+            lock.close()
             database.close()
 
     def _round(self, database: Database, keeping: Keeping) -> Round:
