@@ -1,4 +1,4 @@
-"""Graphs of tasks under fire: SIGKILL of worker processes and carriers at random, and every value comes out right."""
+"""Graphs of tasks under fire: SIGKILLs and cancels at random; every value comes out right, and none is stuck."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from databases import PostgreSQL
@@ -19,6 +20,8 @@ from system_postgresql import PostgreSQLSystem
 from system_store import SQLiteSystem
 
 import taskqueue
+from taskqueue.errors import TaskFailure
+from taskqueue.lifecycle import ENDED, State
 
 sys.path.insert(0, str(Path(__file__).parent / "plugins" / "graphs"))
 from graphs_plugin import catch, combine, left, right, space
@@ -30,32 +33,46 @@ PAUSE = 0.4  # seconds between two kills, at most
 KILLS = 30
 
 
-def submit(queue: taskqueue.Queue) -> dict[int, taskqueue.Deferred[list[int]]]:
-    def one(number: int) -> taskqueue.Deferred[list[int]]:
-        caught = [
-            queue.submit(catch, queue.submit(left, n).argument, queue.submit(right, n).argument)
-            for n in (number, number + 1, number + 2)
-        ]
-        return queue.submit(combine, [each.argument for each in caught])
+class Graph(NamedTuple):
+    parts: list[taskqueue.Deferred[int]]
+    whole: taskqueue.Deferred[list[int]]
+
+
+def submit(queue: taskqueue.Queue) -> dict[int, Graph]:
+    def one(number: int) -> Graph:
+        parts, caught = [], []
+        for n in (number, number + 1, number + 2):
+            both = queue.submit(left, n), queue.submit(right, n)
+            caught.append(queue.submit(catch, both[0].argument, both[1].argument))
+            parts += [*both, caught[-1]]
+        return Graph(parts, queue.submit(combine, [each.argument for each in caught]))
 
     return {number: one(number) for number in range(GRAPHS)}
 
 
-def fire(graphs: dict[int, taskqueue.Deferred[list[int]]], kill: Callable[[random.Random], bool]) -> None:
-    """Kill as long as not all values are there, then look at them."""
+def fire(graphs: dict[int, Graph], kill: Callable[[random.Random], bool], *, cancel: bool = False) -> None:
+    """Kill as long as not all values are there, then look at them; cancel: parts at random, too."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    gathered = taskqueue.Gathered(list(graphs.values()))
+    gathered = taskqueue.Gathered([graph.whole for graph in graphs.values()])
     deadline = time.monotonic() + PATIENCE
-    kills = 0
+    kills = cancelled = 0
     while not gathered.wait(chance.uniform(0.02, PAUSE if kills < KILLS else 2.0)):
         assert time.monotonic() < deadline, [each for each in gathered if not each.done()][:3]
         kills += kill(chance)
-    print(f"{kills} kills")
+        if cancel:
+            cancelled += sum(chance.choice(chance.choice(list(graphs.values())).parts).cancel() for _ in range(3))
+    print(f"{kills} kills, {cancelled} cancelled")
     assert kills >= KILLS
-    found = {number: each.result(0) for number, each in graphs.items()}
-    assert found == {number: [1001 * n for n in (number, number + 1, number + 2)] for number in graphs}
+    assert cancelled > KILLS if cancel else not cancelled
+    for number, graph in graphs.items():
+        if State.CANCELLED in [part.status for part in graph.parts]:
+            error = graph.whole.exception(0)
+            assert isinstance(error, TaskFailure) and "cancelled" in str(error)
+            assert all(part.status in ENDED for part in graph.parts)
+        else:
+            assert graph.whole.result(0) == [1001 * n for n in (number, number + 1, number + 2)]
 
 
 @contextlib.contextmanager
@@ -78,9 +95,10 @@ def daemons(system: System) -> Iterator[Callable[[random.Random], bool]]:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("cancel", [False, True], ids=["killed", "cancelled"])
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
 def test_every_graph_comes_out_right_whatever_is_killed(
-    kind: str, installation: Installation, request: pytest.FixtureRequest
+    kind: str, cancel: bool, installation: Installation, request: pytest.FixtureRequest
 ) -> None:
     if kind == "sqlite":
         system: System = SQLiteSystem(installation)
@@ -88,7 +106,7 @@ def test_every_graph_comes_out_right_whatever_is_killed(
         server: PostgreSQL = request.getfixturevalue("postgresql")
         system = PostgreSQLSystem(installation, server)
     with system, daemons(system) as kill, taskqueue.connect(system.url, "graphs") as queue:
-        fire(submit(queue), kill)
+        fire(submit(queue), kill, cancel=cancel)
         assert len(queue) == 0
 
 
