@@ -1,14 +1,17 @@
 """Our part of benchmarks/client.py.
 
-python client_ours.py independent|chain|fan|executor COUNT, with BENCH_URL; prints seconds.  The worker processes
-are this program's own (`taskqueue.running`), as many as those of the others.
+python client_ours.py independent|chain|fan|executor COUNT, with BENCH_URL; prints seconds.  Its worker processes are
+another program's, as those of the others are (client_ours.py serve), but for memory://: there they are its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import taskqueue
 
@@ -38,8 +41,24 @@ def work(value: int) -> int:
     return value
 
 
-def main(what: str, count: int) -> float:
+@contextlib.contextmanager
+def served(queue: taskqueue.Queue) -> Iterator[None]:
+    if os.environ["BENCH_URL"].startswith("memory:"):
+        with taskqueue.running(queue, space, processes=2):
+            yield
+        return
+    with subprocess.Popen([sys.executable, __file__, "serve"], stdin=subprocess.PIPE) as program:
+        yield
+        program.communicate()
+
+
+def serve() -> None:
     with taskqueue.connect(os.environ["BENCH_URL"]) as queue, taskqueue.running(queue, space, processes=2):
+        sys.stdin.read()  # until the other program has its values
+
+
+def main(what: str, count: int) -> float:
+    with taskqueue.connect(os.environ["BENCH_URL"]) as queue, served(queue):
         assert queue.submit(num, 1).result() == 1
         begun = time.perf_counter()
         if what == "independent":
@@ -55,4 +74,7 @@ def main(what: str, count: int) -> float:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2])))
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        print(main(sys.argv[1], int(sys.argv[2])))

@@ -6,82 +6,31 @@ import asyncio
 import mmap
 import os
 import random
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from taskqueue import formats
 from taskqueue.broker import Delivery, Ended, Underway
 from taskqueue.carrier.account import Account
 from taskqueue.carrier.cancelling import Cancelling
 from taskqueue.carrier.memory import Memory, mebibytes
+from taskqueue.carrier.owner import Cut, Owner
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.carrier.verdicts import Verdict, after_answer, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
 from taskqueue.outcome import Cancelled, Crashed, Outcome, Release, TimedOut
-from taskqueue.process.handing import described
+from taskqueue.process.handing import bodies, properties
 from taskqueue.process.protocol import START_MARK, Kind
 from taskqueue.process.wire import Wire
-from taskqueue.record import Run
 from taskqueue.workitem import Workitem
 
-__all__ = ["Owner", "WorkerProcess"]
+__all__ = ["WorkerProcess"]
 
 WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
-
-
-class Owner(Protocol):
-    """Who has worker processes; told what they say."""
-
-    def ready(self, process: WorkerProcess) -> None:
-        """Its plugin is loaded; it waits for work."""
-
-    def broken(self, process: WorkerProcess, error: str, traceback: str) -> None:
-        """Its plugin did not load; it ends."""
-
-    def ticket(self, process: WorkerProcess, delivery: Delivery) -> dict[str, Any] | None:
-        """What it needs to end a delivery by itself; None where it can't."""
-
-    def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
-        """It is through with a workitem, which ran for `seconds`."""
-
-    def worked(self, process: WorkerProcess) -> None:
-        """It has brought a workitem to its end, or to its time limit, for the first time."""
-
-    def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
-        """These were handed over and will not be started there."""
-
-    def stopping(self, process: WorkerProcess) -> None:
-        """It has nothing left, and was told to end."""
-
-    def said(self, process: WorkerProcess, name: str, level: int, text: str) -> None:
-        """It logged something."""
-
-    def mute(self, process: WorkerProcess, reason: str) -> None:
-        """Its socket ended, or it spoke nonsense."""
-
-    def over_limit(self, process: WorkerProcess, what: str) -> None:
-        """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
-
-    def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
-        """A workitem that was cancelled goes on: all of its process group is to get this signal; it is condemned."""
-
-
-class Cut(NamedTuple):
-    """A workitem that a worker process was running when it died.
-
-    verdict: what it was killed for, if it was.  completing: see Ended.
-    """
-
-    delivery: Delivery
-    verdict: Verdict | None
-    run: Run
-    log: tuple[str, ...]
-    completing: bool
 
 
 class WorkerProcess:
@@ -205,16 +154,16 @@ class WorkerProcess:
             self._handed[self._numbers] = delivery
             if len(self._since) < self.slots:
                 self._since[self._numbers] = now
-            items.append((self._numbers, len(delivery.workitem.body), _properties(delivery)))
+            items.append((self._numbers, len(delivery.workitem.body), properties(delivery)))
         self.last = now
         self._alone = alone
         self._start_by = now + START_WITHIN
         self._unsure = len(self._handed) > 1
         if self._completes:
-            for delivery, (_, _, properties) in zip(deliveries, items, strict=True):
-                properties["ticket"] = self._owner.ticket(self, delivery)
+            for delivery, (_, _, its) in zip(deliveries, items, strict=True):
+                its["ticket"] = self._owner.ticket(self, delivery)
         meta = {"idle": idle, "start_by": self._start_by, "items": items}
-        self._wire.send(Kind.WORK, meta, b"".join(_bodies(deliveries)))
+        self._wire.send(Kind.WORK, meta, b"".join(bodies(deliveries)))
         self._watch()
 
     def _watch(self) -> None:
@@ -448,35 +397,3 @@ def _seconds(nanoseconds: Any) -> float:
     if not 0 <= nanoseconds < 1e18:
         raise ValueError(f"a time of {nanoseconds} ns")
     return float(nanoseconds / 1e9)
-
-
-def _bodies(deliveries: Sequence[Delivery]) -> Iterator[bytes]:
-    for delivery in deliveries:
-        yield delivery.workitem.body
-        for one in delivery.inputs:
-            if one.payload is not None:
-                yield one.payload.body
-
-
-def _properties(delivery: Delivery) -> dict[str, Any]:
-    workitem = delivery.workitem
-    properties: dict[str, Any] = {"id": workitem.id, "content_type": workitem.content_type}
-    if workitem.attempt != 1:
-        properties["attempt"] = workitem.attempt
-    if workitem.reference:
-        properties["reference"] = workitem.reference
-    if workitem.headers:
-        properties["headers"] = workitem.headers
-    if workitem.reply_to:
-        properties["reply_to"] = workitem.reply_to
-    if workitem.correlation_id:
-        properties["correlation_id"] = workitem.correlation_id
-    if workitem.content_encoding:
-        properties["content_encoding"] = workitem.content_encoding
-    if workitem.timestamp:
-        properties["timestamp"] = workitem.timestamp
-    if workitem.priority:
-        properties["priority"] = workitem.priority
-    if delivery.inputs:
-        properties["inputs"] = described(delivery.inputs)
-    return properties

@@ -221,9 +221,11 @@ class ReplyEnds(Ends):
         return 0  # the thread is at it
 
     def listen(self) -> None:
-        reply = self._producer.next_reply(timeout=REPLY_EVERY)
-        if reply is not None:
-            self.tell({reply.correlation_id: _end_in(reply)})
+        reply, found = self._producer.next_reply(timeout=REPLY_EVERY), {}
+        while reply is not None:
+            found[reply.correlation_id] = _end_in(reply)
+            reply = self._producer.next_reply(timeout=0) if len(found) < LOOK_AT else None
+        self.tell(found)
 
 
 def _end_in(reply: Workitem) -> End:

@@ -207,15 +207,25 @@ class _Line:
             return self._channel
 
     async def _listen(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
         channel = await Channel.open(connection, self._deaf)
         arguments = {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES}
         await channel.call(
             lambda done: channel.raw.queue_declare(self._reply_queue, durable=True, arguments=arguments, callback=done)
         )
 
+        unacknowledged: list[int] = []
+
         def arrived(_: Any, method: Any, properties: Any, body: bytes) -> None:
             self._replies.put(from_wire(properties, body, self._reply_queue))
-            channel.raw.basic_ack(method.delivery_tag)
+            if not unacknowledged:
+                loop.call_soon(acknowledge)  # all that came along, at once
+            unacknowledged.append(method.delivery_tag)
+
+        def acknowledge() -> None:
+            if not channel.closed:
+                channel.raw.basic_ack(unacknowledged[-1], multiple=True)
+            unacknowledged.clear()
 
         await channel.call(lambda done: channel.raw.basic_consume(self._reply_queue, arrived, callback=done))
         self._reply_channel = channel
