@@ -13,7 +13,7 @@ VENV := .venv
 DIR := $(CURDIR)
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-JOBS := 3
+JOBS := 2
 CODE := taskqueue tests benchmarks examples docs setup.py
 FOUND := $(wildcard $(CODE))
 
@@ -54,7 +54,7 @@ lint: $(STAMP) ## form, lint and types
 check: lint ## lint, and the tests that need no server and are quick
 	umask 022; $(BIN)/python -m pytest -m 'not services and not daemons and not chaos and not long and not deb'
 
-# By the file, for what a file's tests share; more than processors, for daemons that start, wait and stop take most of it.
+# By the file, for what a file's tests share.
 test: services lint ## everything, against private servers; on Debian, root installs what is missing
 	umask 022; TASKQUEUE_REQUIRE_SERVICES=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 

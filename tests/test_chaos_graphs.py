@@ -30,7 +30,7 @@ GRAPHS = 200
 PROCESSES = 4
 PATIENCE = 240.0
 PAUSE = 0.4  # seconds between two kills, at most
-KILLS = 30
+KILLS = 20
 
 
 class Graph(NamedTuple):

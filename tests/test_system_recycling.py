@@ -56,7 +56,8 @@ class TestMaxTasks:
             assert ended <= began  # one process of the group works at a time, as `workers = 1` says
         gaps = [after[3] - before[3] for before, after in pairwise(starts) if before[2] != after[2]]
         print("from one process to the next", [f"{gap - 0.02:.3f}" for gap in gaps], "s")
-        assert sorted(gaps)[len(gaps) // 2] < 0.2  # its start alone, and the import of its plugin, takes about as long
+        # Its start alone takes about as long, and longer on a busy machine; a pause before it would be in all of them.
+        assert sorted(gaps)[1] < 0.2
         pool.stop()
         assert pool.log.count("is recycled: max_tasks = 7") >= 8
         assert not re.search(r"died|failing|WARNING taskqueue\.\S+: worker process", pool.log)

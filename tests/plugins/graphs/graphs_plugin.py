@@ -5,7 +5,7 @@ import time
 from taskqueue import TaskSpace
 
 space = TaskSpace("graphs")
-SECONDS = 0.02  # that each takes, to be killed in
+SECONDS = 0.03  # that each takes, to be killed in
 
 
 @space.task
