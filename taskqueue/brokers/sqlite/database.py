@@ -47,7 +47,7 @@ class Database:
         self._syncs = synchronous == "full"
         self._log = -1  # the write-ahead log, once there is one
         self._begun = 0  # transactions
-        self._using = threading.Lock()  # held by who is inside SQLite, or in a transaction
+        self._using = threading.Lock()  # held by who is inside SQLite, or in a transaction; taken after a turn only
         self._user = 0  # the thread that takes it, set as long as that may hold it: its signals' handlers may fork
         self._is_open = False
         with self._faults:
@@ -56,10 +56,7 @@ class Database:
             self._ringer = Ringer(places(path))
             keep(self)
             try:
-                with self._used():
-                    version = self._set_up()
-                if version < VERSION:
-                    self._migrate()
+                self._set_up()
             except BaseException:
                 self.close()
                 raise
@@ -73,15 +70,9 @@ class Database:
         self._connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
         self._connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
 
-    def _set_up(self) -> int:
-        """Check that it is ours, and have a write-ahead log; the version of its schema."""
-        connection = self._connection
-        connection.execute("BEGIN")  # together: somebody else may be making it right now
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        connection.execute("COMMIT")
+    def _set_up(self) -> None:
+        with self._used():
+            application, version, tables, mode = self._found()
         if application != APPLICATION_ID and tables:
             raise BrokerError(f"{self.path} is another program's SQLite file; name another file in the URL")
         if version > VERSION:
@@ -92,18 +83,28 @@ class Database:
         if mode != "wal":
             self._take_turn(wait=True)
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
+                with self._used():
+                    self._connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 self._leave()
-        return int(version)
+        if version < VERSION:
+            with self.writing() as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                for script in MIGRATIONS[version:]:  # none where somebody else was faster
+                    for statement in script.split(";"):
+                        connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    def _migrate(self) -> None:
-        with self.writing() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            for script in MIGRATIONS[version:]:  # none where somebody else was faster
-                for statement in script.split(";"):
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
+    def _found(self) -> tuple[int, int, int, str]:
+        """Whose file it is, the version of its schema, how many tables it has, and how it keeps its journal."""
+        connection = self._connection
+        connection.execute("BEGIN")  # together: somebody else may be making it right now
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        connection.execute("COMMIT")
+        return application, version, tables, mode
 
     def _acquire(self) -> None:
         self._user = threading.get_ident()
