@@ -226,7 +226,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS
 $$;
 
 CREATE FUNCTION @schema@.take_replies(queue text, most integer, OUT items json, OUT bodies bytea)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
 BEGIN
     WITH taken AS (
         DELETE FROM workitems w WHERE w.ctid = ANY (ARRAY(

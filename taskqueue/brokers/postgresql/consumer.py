@@ -149,7 +149,7 @@ class PostgreSQLConsumer:
                 parcel.end(self._now_at(row), ended)
         self._say(parcel)
         self._room = 0 if self._paused else max(0, self._reserve - len(self._lent))
-        if not self._room or not (count or self._hungry):
+        if not self._room or not (count or (self._hungry and self._later is None)):
             self._room = 0
             return None
         self._begun = now = asyncio.get_running_loop().time()
@@ -246,10 +246,16 @@ class PostgreSQLConsumer:
         if self._paused or self.closed or not self._hungry or len(self._lent) >= self._reserve:
             return
         delay = max(delay, TOGETHER if self._lent else 0.0)
-        if not delay:
+        loop = asyncio.get_running_loop()
+        if self._later is not None:
+            if self._later.when() <= loop.time() + delay:
+                return
+            self._later.cancel()
+            self._later = None
+        if delay:
+            self._later = loop.call_later(delay, self._look_now)
+        else:
             self._engine.poke()
-        elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(delay, self._look_now)
 
     def _look_now(self) -> None:
         self._later = None
