@@ -82,6 +82,25 @@ def test_children_of_a_program_whose_threads_are_in_transactions_can_work(queue:
     assert len(queue.history(type="paid")) == FORKS
 
 
+def test_several_threads_may_fork_at_once(queue: taskqueue.Queue) -> None:
+    queue.send("invoice", None)
+    ended: list[int] = []
+
+    def fork() -> None:
+        for n in range(FORKS // 4):
+            ended.append(status(in_a_child(functools.partial(queue.send, "paid", n))))
+            queue.send("invoice", n)
+
+    threads = [threading.Thread(target=fork, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+    assert ended == [0] * FORKS
+    assert len(queue.history(type="paid", limit=1000)) == FORKS
+
+
 def test_what_a_child_sends_is_not_lost_when_its_parent_lets_go_of_the_file(url: str) -> None:
     said, say = os.pipe()
     heard, tell = os.pipe()

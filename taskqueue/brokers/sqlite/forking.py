@@ -28,6 +28,7 @@ class Kept(Protocol):
 
 _kept: WeakSet[Kept] = WeakSet()
 _keeping = threading.Lock()
+_forking = threading.Lock()  # one at a time, whatever thread forks
 _told: list[Kept] = []
 
 
@@ -39,6 +40,7 @@ def keep(kept: Kept) -> None:
 
 def _before() -> None:
     """Not with the lock held while it waits: who is waited for may be about to `keep` something."""
+    _forking.acquire()
     while True:
         with _keeping:
             _told.extend(_kept)
@@ -47,14 +49,19 @@ def _before() -> None:
         _keeping.acquire()
         if _kept <= set(_told):
             return
-        _after(child=False)
+        _tell(child=False)
 
 
-def _after(*, child: bool) -> None:
+def _tell(*, child: bool) -> None:
     _keeping.release()
     for kept in _told:
         kept.after_fork(child=child)
     _told.clear()
+
+
+def _after(*, child: bool) -> None:
+    _tell(child=child)
+    _forking.release()
 
 
 os.register_at_fork(
