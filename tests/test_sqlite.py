@@ -19,10 +19,12 @@ import pytest
 from embedded import drain, run, send
 
 from taskqueue.broker import Broker, Ended, Options, connect
-from taskqueue.brokers.sqlite import SQLiteBroker, open_broker
+from taskqueue.brokers.sqlite import SQLiteBroker, engine, open_broker, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
 from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
+from taskqueue.brokers.sqlite.place import LockFile
+from taskqueue.brokers.sqlite.queues import Claimed
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Done, Payload, Rules
 from taskqueue.record import Run
@@ -102,6 +104,35 @@ def test_a_carrier_that_waits_costs_next_to_nothing(url: str) -> None:
 
     print(f"idle: {idle:.2%} of a core")
     assert idle < 0.02  # of processor time, not of the clock's: another program's load makes no difference
+
+
+def test_transactions_are_short_once_somebody_else_was_seen_to_wait(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(url, *[b""] * 3000)
+    other = threading.Thread(target=send, args=(url, b""))
+    claim, rooms = queues.claim, list[int]()
+
+    def claiming(connection: sqlite3.Connection, outbox: Outbox, queue: str, room: int, *more: Any) -> list[Claimed]:
+        rooms.append(room)
+        if len(rooms) == 1:
+            door = LockFile(tmp_path / "queue.db", "door")
+            other.start()
+            while door.take(wait=False):
+                door.leave()
+                time.sleep(0.001)
+            door.close()
+        return claim(connection, outbox, queue, room, *more)
+
+    monkeypatch.setattr(queues, "claim", claiming)
+    monkeypatch.setattr(engine, "SHARED_FOR", 3600.0)
+
+    found = run(url, lambda broker: drain(broker.consumer("worker_t", reserve=3000), 3001))
+    other.join()
+
+    assert len(found) == 3001
+    assert rooms[0] == engine.LARGE
+    assert max(rooms[1:]) == engine.SHARED
 
 
 def test_a_carrier_that_waits_is_woken_up_by_the_bell(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from taskqueue.brokers.sqlite import cancelling
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Cancelled, Done, Failed, Outcome, Payload, Retry, Rules
 from taskqueue.upkeep import Keeping
+from taskqueue.workitem import made_at
 
 QUEUE = "worker_t"
 
@@ -29,6 +30,7 @@ def file(tmp_path: Path, url: str) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(connect(url).store()) as store:
         store.history()  # makes the file
     with contextlib.closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as connection:
+        connection.create_function("made_at", 1, made_at, deterministic=True)
         yield connection
 
 

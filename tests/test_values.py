@@ -1,27 +1,20 @@
-"""Values: what becomes of what can't be sent, of deferreds, of long texts, and of classes that a payload names."""
+"""Values: what can't be sent, large numbers, deferreds, and long texts."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import InitVar, dataclass
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
-from enum import Enum, IntEnum
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
 
 import pytest
+from valued import Colour, Deferred, Point, Price, Secretive, Text, Zone, deferred, marked, sent
 
 from taskqueue.errors import FormatError, UnknownTask
 from taskqueue.formats.jsontext import MAX_DEPTH
-from taskqueue.formats.reading import MARKERS
 from taskqueue.formats.values import (
     COMPRESS_OVER,
     COMPRESSED,
@@ -34,90 +27,6 @@ from taskqueue.formats.values import (
     encode_call,
 )
 from taskqueue.outcome import Payload
-
-PROTOCOL = Path(__file__).resolve().parent.parent / "docs/protocol.md"
-T = TypeVar("T")
-
-
-class Colour(Enum):
-    RED = 1
-
-
-class Level(IntEnum):
-    LOW = 1
-
-
-class Point(NamedTuple):
-    x: object
-    level: Level | None = Level.LOW
-
-
-@dataclass
-class Price:
-    amount: Any
-    colour: Colour = Colour.RED
-
-
-@dataclass
-class Shelf(Generic[T]):
-    things: list[T]
-    prices: dict[str, Price]
-
-
-@dataclass
-class Strict:
-    amount: int
-
-    def __post_init__(self) -> None:
-        if self.amount < 0:
-            raise ValueError("less than nothing")
-        self.amount *= 100
-
-
-@dataclass
-class Secretive:
-    amount: InitVar[int]
-
-
-class Basket(TypedDict):
-    point: Point
-
-
-class DiskFull(OSError):
-    def __init__(self, place: str) -> None:
-        super().__init__(28, "full", place)
-        self.place = place
-
-
-class Text(str):
-    pass
-
-
-class Deferred:
-    def __init__(self, id: str) -> None:
-        self.id = id
-
-
-class Zone(tzinfo):
-    def utcoffset(self, _: object) -> timedelta:
-        return timedelta(0)
-
-
-def deferred(value: object) -> str | None:
-    return value.id if isinstance(value, Deferred) else None
-
-
-def sent(value: object) -> Payload:
-    return encode(value, what="the result").payload
-
-
-def form(value: object) -> Any:
-    return json.loads(sent(value).body)
-
-
-def marked(text: str) -> Payload:
-    return Payload(text.encode(), MEDIA)
-
 
 # --- what can't be sent ---
 
@@ -138,9 +47,9 @@ def marked(text: str) -> Payload:
         ((Price([object()]),), {}, "argument 1.amount[0]", "it is of class builtins.object"),
         ((Point(object()),), {}, "argument 1.x", "it is of class builtins.object"),
         ((ValueError(1, object()),), {}, "argument 1.args[1]", "it is of class builtins.object"),
-        ((Text("a"),), {}, "argument 1", "test_values.Text is a class of its own; make it str"),
-        ((datetime(2024, 1, 1, tzinfo=Zone()),), {}, "argument 1", "a time zone of class test_values.Zone"),
-        ((Secretive(1),), {}, "argument 1", "the constructor of test_values.Secretive does not take its fields"),
+        ((Text("a"),), {}, "argument 1", "valued.Text is a class of its own; make it str"),
+        ((datetime(2024, 1, 1, tzinfo=Zone()),), {}, "argument 1", "a time zone of class valued.Zone"),
+        ((Secretive(1),), {}, "argument 1", "the constructor of valued.Secretive does not take its fields"),
     ],
 )
 def test_what_can_not_be_sent_is_named_with_its_place(
@@ -367,200 +276,3 @@ def test_what_is_no_call_is_a_format_error(text: str) -> None:
 
 def test_the_content_type_is_read_as_content_types_are() -> None:
     assert decode(Payload(zlib.compress(b"1"), "Application/VND.taskqueue+JSON ;Compression=zlib")) == 1
-
-
-# --- classes ---
-
-
-@pytest.fixture
-def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """The names of what is imported, while a package `imported` could be: as a module, and as a time zone."""
-    for package in ("imported", "tzdata/zoneinfo/imported"):
-        (tmp_path / package).mkdir(parents=True)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-    yield before
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def test_a_payload_never_causes_an_import(importable: set[str]) -> None:
-    for text in (
-        '{"$enum": ["imported.Colour", "RED"]}',
-        '{"$dataclass": ["imported.Price", {}]}',
-        '{"$namedtuple": ["imported.Point", [1]]}',
-        '{"$exception": {"class": "imported.Error", "message": "", "args": [], "attributes": {}}}',
-    ):
-        with suppress(FormatError):
-            decode(marked(text))
-
-        assert set(sys.modules) == importable
-
-
-def test_a_time_zone_that_is_not_there_is_not_imported(importable: set[str]) -> None:
-    for zone in ("imported", "imported/Zone"):
-        with pytest.raises(FormatError, match=f"the time zone '{zone}' is not installed here"):
-            decode(marked(json.dumps({"$datetime": {"at": "2024-01-01", "zone": zone}})))
-
-    assert set(sys.modules) == importable
-
-
-@pytest.mark.parametrize(
-    ("text", "detail"),
-    [
-        ('{"$enum": ["test_values.Colour", "mro"]}', "has no member 'mro'"),
-        ('{"$enum": ["test_values.Price", "RED"]}', "is no Enum"),
-        ('{"$dataclass": ["test_values.Colour", {}]}', "is no dataclass"),
-        ('{"$dataclass": ["test_values.Price", {"amount": 1, "__class__": 1}]}', "has no field '__class__'"),
-        ('{"$dataclass": ["test_values.Price", {}]}', "missing 1 required positional argument: 'amount'"),
-        ('{"$dataclass": ["test_values.Strict", {"amount": -1}]}', "ValueError: less than nothing"),
-        ('{"$namedtuple": ["test_values.Price", [1]]}', "is no named tuple"),
-        ('{"$namedtuple": ["test_values.Point", [1]]}', "Expected 2 arguments, got 1"),
-        ('{"$dataclass": ["builtins.eval", {}]}', "'builtins.eval' is not named"),
-    ],
-)
-def test_a_payload_reaches_nothing_of_a_class_but_its_members_and_fields(text: str, detail: str) -> None:
-    with pytest.raises(FormatError, match=detail):
-        decode(marked(text), classes=classes_of(Colour, Price, Point, Strict))
-
-
-def test_an_exception_of_a_payload_is_none_of_another_class() -> None:
-    text = '{"$exception": {"class": "%s", "message": "gone", "args": ["rm -rf"], "attributes": {}}}'
-
-    for name in ("builtins.eval", "os.system", "test_values.Price", "ValueError", "builtins.Warning.__new__"):
-        error = decode(marked(text % name), classes=classes_of(Price))
-        assert isinstance(error, ForeignError)
-        assert (error.class_name, error.message, error.args) == (name, "gone", ("rm -rf",))
-        assert str(error) == f"{name}: gone"
-
-
-def test_an_exception_has_what_its_class_makes_of_its_arguments() -> None:
-    full = decode(sent(DiskFull("/srv")), classes=classes_of(DiskFull))
-    undecodable = decode(sent(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why")))
-
-    assert isinstance(full, DiskFull)
-    assert (full.errno, full.strerror, full.filename, full.place) == (28, "full", "/srv", "/srv")
-    assert isinstance(undecodable, UnicodeDecodeError)
-    assert str(undecodable) == "'utf-8' codec can't decode byte 0xff in position 0: why"
-
-
-def test_an_exception_that_nobody_names_can_be_pickled() -> None:
-    error = ForeignError("shop.Declined", "declined: 7", (7,))
-    error.add_note("by the bank")
-
-    back = pickle.loads(pickle.dumps(error))
-
-    assert (str(back), back.args, back.class_name) == ("shop.Declined: declined: 7", (7,), "shop.Declined")
-    assert back.__notes__ == ["by the bank"]
-
-
-def test_a_dataclass_comes_back_as_it_was_whatever_its_constructor_makes_of_its_arguments() -> None:
-    value = Strict(5)
-    value.amount = 7
-
-    assert decode(sent(value), classes=classes_of(Strict)) == value
-
-
-def test_a_dataclass_of_an_older_sender_has_the_defaults_of_its_reader() -> None:
-    payload = marked('{"$dataclass": ["test_values.Price", {"amount": 1}]}')
-
-    assert decode(payload, classes=classes_of(Price)) == Price(1, Colour.RED)
-
-
-def test_the_main_program_and_what_its_worker_processes_import_it_as_are_one_module() -> None:
-    mains = [Enum("Main", ["A"], module=name) for name in ("__main__", "__mp_main__")]
-
-    for sender in mains:
-        assert form(sender["A"]) == {"$enum": ["__main__.Main", "A"]}
-        for reader in mains:
-            assert decode(sent(sender["A"]), classes=classes_of(reader)) is reader["A"]
-            assert decode(sent(sender["A"]), classes={f"{reader.__module__}.Main": reader}) is reader["A"]
-            encode(sender["A"], what="the result", classes=classes_of(reader))
-
-
-@pytest.mark.parametrize(
-    ("annotation", "names"),
-    [
-        (int, ""),
-        (None, ""),
-        (Any, ""),
-        ("Price", ""),
-        (list["Price"], ""),
-        (Colour, "Colour"),
-        (list[Colour], "Colour"),
-        (dict[str, tuple[Colour, ...]] | None, "Colour"),
-        (Callable[[Colour], Level], "Colour Level"),
-        (Annotated[Colour, {}], "Colour"),
-        (Literal[Level.LOW, "a"], "Level"),
-        (NewType("Paint", Colour), "Colour"),
-        (TypeVar("Bound", bound=Colour), "Colour"),
-        (Price, "Colour Price"),
-        (Shelf[Point], "Colour Level Point Price Shelf"),
-        (Basket, "Level Point"),
-        (ValueError, ""),
-        (UnknownTask, ""),
-        (json.JSONDecodeError, "JSONDecodeError"),
-    ],
-)
-def test_type_hints_name_classes_however_deep(annotation: object, names: str) -> None:
-    found = classes_of(annotation)
-
-    assert sorted(kind.__name__ for kind in found.values()) == names.split()
-    assert all(name == f"{kind.__module__}.{kind.__qualname__}" for name, kind in found.items())
-
-
-def test_a_class_that_names_itself_is_found_once() -> None:
-    assert list(classes_of(Tree, list[Tree])) == ["test_values.Tree"]
-
-
-@dataclass
-class Tree:
-    inner: list[Tree]
-
-
-@dataclass
-class Odd:
-    unknown: Nowhere  # type: ignore[name-defined]  # noqa: F821
-    colour: Colour
-
-
-def test_hints_that_can_not_be_told_are_passed_by() -> None:
-    assert list(classes_of(Odd)) == ["test_values.Odd"]
-
-
-# --- the wire ---
-
-
-def rows() -> list[tuple[str, str]]:
-    return re.findall(r"^\| `(\$\w+)` \| `(.*?)` \|", PROTOCOL.read_text(), re.MULTILINE)
-
-
-def test_the_documentation_has_every_marker() -> None:
-    assert sorted(name for name, _ in rows()) == sorted(MARKERS)
-
-
-class Documented(Enum):
-    RED = 1
-
-
-@pytest.mark.parametrize(("name", "example"), rows())
-def test_an_example_of_the_documentation_is_read_and_written_again(name: str, example: str) -> None:
-    @dataclass
-    class Amount:
-        amount: int
-
-    def undo(value: object) -> str | None:
-        return value.id if isinstance(value, Deferred) else None
-
-    classes = {"shop.Colour": Documented, "shop.Price": Amount, "shop.Point": Point}
-    for full, kind in classes.items():
-        kind.__module__, kind.__qualname__ = full.split(".")
-    try:
-        value = decode(marked(example), classes=classes, resolve=Deferred)
-        again, _ = encode(value, what="the result", deferred=undo)
-    finally:
-        Point.__module__, Point.__qualname__ = __name__, "Point"
-
-    assert not isinstance(value, dict) or name == "$dict"
-    if name != "$int":  # a small one is written as a number
-        assert json.loads(again.body) == json.loads(example)

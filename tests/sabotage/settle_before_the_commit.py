@@ -10,10 +10,10 @@ begin = PostgreSQLConsumer.begin
 
 
 def hasty(self, parcel):
-    claim = begin(self, parcel)
-    for settling in self._settled:
+    share = begin(self, parcel)
+    for settling in share.settled:
         settling.counted.set_result({row.seq for _, row in settling.ended})
-    return claim
+    return share
 
 
 PostgreSQLConsumer.begin = hasty

@@ -13,7 +13,8 @@ from pathlib import Path
 __all__ = ["Bell", "Ringer"]
 
 _SUFFIX = ".bell"
-TICK = 1_000_000_000  # ns
+TICK, COARSE_TICK = 20_000_000, 2_000_000_000
+"""Nanoseconds in which a directory may change twice at the same time: a jiffy of Linux; FAT's."""
 
 
 class Bell:
@@ -56,17 +57,18 @@ class Ringer:
 
     def ring(self, queues: Iterable[str]) -> None:
         """Tell everybody that these queues got something.  Who is missed finds out by itself within a second."""
-        message = "\n".join(sorted(set(queues))).encode()[: 1 << 15]
-        if not message:
-            return
-        for bell in self._there():
-            self._ring(bell, message)
+        bells = self._there()
+        message = "\n".join(sorted(set(queues))).encode()[: 1 << 15] if bells else b""
+        if message:
+            for bell in bells:
+                self._ring(bell, message)
 
     def _there(self) -> list[str]:
         changed = os.fstat(self._directory).st_mtime_ns
         if changed != self._listed:
             # In the same tick of the file system's clock there may be another change.
-            self._listed = changed if time.time_ns() - changed > TICK else 0
+            tick = TICK if changed % 1_000_000_000 else COARSE_TICK
+            self._listed = changed if time.time_ns() - changed > tick else 0
             names = os.listdir(self._directory)  # noqa: PTH208 (no path leads there that is short enough)
             self._bells = [f"/proc/self/fd/{self._directory}/{name}" for name in names if name.endswith(_SUFFIX)]
         return self._bells

@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from taskqueue.brokers.sqlite import history
-from taskqueue.brokers.sqlite.schema import FIELDS, LENT, LIFE, from_row, life_of
+from taskqueue.brokers.sqlite.schema import FIELDS, LENT, LIFE, from_row, life_of, with_id
 
 __all__ = ["exist", "forget", "is_free", "lent", "sweep", "take", "those_of", "wish"]
 
 _NUMBERS = "(SELECT value FROM json_each(?))"
-_NUMBER = "CASE workitems.born WHEN 0 THEN seq ELSE workitems.born END"
+_NUMBER = "CASE WHEN workitems.born <= 0 THEN seq ELSE workitems.born END"
 # From the wishes, which are few, to the rows: never the other way round.
-_LIVE = f"""unwanted CROSS JOIN workitems ON workitems.id = unwanted.id AND workitems.born IS NOT NULL
-    AND {_NUMBER} = unwanted.born"""
+_LIVE = f"unwanted CROSS JOIN workitems ON {with_id('unwanted.id')} AND {_NUMBER} = unwanted.born"
 
 
 def exist(connection: sqlite3.Connection) -> bool:
@@ -30,7 +29,7 @@ def exist(connection: sqlite3.Connection) -> bool:
 def wish(connection: sqlite3.Connection, id: str) -> bool:
     """What is lent and has this id is wanted no more; False where nothing is."""
     sql = f"""INSERT OR REPLACE INTO unwanted (born, id) SELECT {_NUMBER}, id FROM workitems
-        WHERE born IS NOT NULL AND id = ? AND state = {LENT}"""
+        WHERE {with_id("?1")} AND state = {LENT}"""
     return connection.execute(sql, (id,)).rowcount > 0
 
 

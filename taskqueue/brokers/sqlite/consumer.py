@@ -11,7 +11,7 @@ from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.sqlite import cancelling, dependencies, names, queues
-from taskqueue.brokers.sqlite.engine import LARGE, Engine
+from taskqueue.brokers.sqlite.engine import Engine
 from taskqueue.brokers.sqlite.history import Ending, ending
 from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
 from taskqueue.brokers.sqlite.queues import Claimed
@@ -132,7 +132,7 @@ class SQLiteConsumer:
             self._lives.pop(tag, None)
         self._engine.ending += len(todo)
         step = self._next
-        if step is None or len(step.todo) + len(todo) > LARGE:
+        if step is None or len(step.todo) + len(todo) > self._engine.large:
             step = self._next = _Step()
             step.todo |= todo
             step.done = asyncio.get_running_loop().create_task(self._do(step))
@@ -147,7 +147,8 @@ class SQLiteConsumer:
         def begin() -> tuple[int, bool]:
             if self._next is step:
                 self._next = None
-            step.room = 0 if self._paused else max(0, self._reserve - self._asked - len(self._lent))
+            room = 0 if self._paused else self._reserve - self._asked - len(self._lent)
+            step.room = max(0, min(room, engine.large))
             self._asked += step.room
             engine.ending -= len(step.todo)
             return len(step.todo) + step.room, bool(step.todo)  # with the host, what was lent is gone anyway

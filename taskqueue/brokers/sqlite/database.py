@@ -25,6 +25,7 @@ from taskqueue.brokers.sqlite.forking import keep
 from taskqueue.brokers.sqlite.place import LockFile, check_place, places
 from taskqueue.brokers.sqlite.schema import APPLICATION_ID, MIGRATIONS, VERSION
 from taskqueue.errors import BrokerError
+from taskqueue.workitem import made_at
 
 __all__ = ["Database"]
 
@@ -67,6 +68,7 @@ class Database:
             self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         self._is_open = True
+        self._connection.create_function("made_at", 1, made_at, deterministic=True)
         self._connection.execute("PRAGMA temp_store = MEMORY")  # what RETURNING collects would be a file each time
         self._connection.execute("PRAGMA synchronous = NORMAL")  # checkpoints are synced, commits by `sync`
 
@@ -205,6 +207,14 @@ class Database:
             if self._begun == ENLARGE_AT:
                 self._enlarge_log()
             return True
+
+    def is_wanted(self) -> bool:
+        """Inside a transaction: whether somebody waits for the next one."""
+        door = self._locks[0]
+        if not door.take(wait=False):
+            return True
+        door.leave()
+        return False
 
     def inside(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """The transaction that `begin` began; an exception undoes and ends it."""

@@ -10,7 +10,17 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taskqueue.brokers.sqlite.schema import BLOCKED, FIELDS, LIFE, SCHEDULED, WAITING, Life, from_row, life_of
+from taskqueue.brokers.sqlite.schema import (
+    BLOCKED,
+    FIELDS,
+    LIFE,
+    SCHEDULED,
+    WAITING,
+    Life,
+    from_row,
+    life_of,
+    with_id,
+)
 from taskqueue.depending import Input, cause, error_of, passes
 from taskqueue.errors import DuplicateTask, UnknownTask
 from taskqueue.lifecycle import State
@@ -40,7 +50,7 @@ _NUMBERS = "(SELECT value FROM json_each(?))"
 # By that index, or each time it would read past all that have ended already.
 _PENDING = "SELECT 1 FROM dependencies INDEXED BY pending WHERE dependent = workitems.seq AND life IS NULL"
 _ENDED = "life = ifnull((SELECT max(born) FROM ended WHERE ended.id = dependencies.id), 0)"
-_IS_LIVE = "SELECT 1 FROM workitems AS other WHERE other.born IS NOT NULL AND other.id = dependencies.id"
+_IS_LIVE = f"SELECT 1 FROM workitems AS other WHERE {with_id('dependencies.id', 'other')}"
 
 
 class Row(NamedTuple):
@@ -211,7 +221,8 @@ def is_wrong(connection: sqlite3.Connection) -> bool:
 
 def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int]:
     """Of those that have not ended the first numbers."""
-    sql = f"SELECT id, min(seq) FROM workitems WHERE born IS NOT NULL AND id IN {_NUMBERS} GROUP BY id"
+    sql = f"""SELECT workitems.id, min(seq) FROM json_each(?) AS one CROSS JOIN workitems ON {with_id("one.value")}
+        GROUP BY workitems.id"""
     return dict(connection.execute(sql, (json.dumps(list(ids)),)).fetchall())
 
 

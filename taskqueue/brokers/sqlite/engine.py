@@ -25,15 +25,18 @@ from taskqueue.errors import BrokerError
 from taskqueue.retry import backoff
 from taskqueue.store import sender
 
-__all__ = ["LARGE", "Engine"]
+__all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection, Outbox], T]
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
-LARGE = 512
-"""So many workitems in a transaction make the commit cheap; more would keep others waiting for the file."""
+LARGE = 1024
+"""So many workitems in a transaction make the commit cheap, and give two worker processes enough meanwhile."""
+SHARED = 200
+"""So many where others write, too: what they wait is the length of a transaction."""
+SHARED_FOR = 0.05  # seconds from when somebody else was seen to wait
 QUIET = 3  # turns of the event loop in which nothing comes
 LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed
 
@@ -59,6 +62,7 @@ class Engine:
         self._synchronous = synchronous
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="taskqueue-sqlite")
         self._database: Database | None = None
+        self._shared_until = 0.0
         self._turn = asyncio.Lock()  # held in a transaction and while reading: one at a time uses the connection
         self._lock: LockFile | None = None
         self._bell: Bell | None = None
@@ -69,6 +73,11 @@ class Engine:
         self._trouble: str | None = None  # what was told last
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def large(self) -> int:
+        """Workitems that a transaction may be about."""
+        return SHARED if self.clock.monotonic() < self._shared_until else LARGE
 
     def watch(self, told: Callable[[str], None]) -> None:
         """Open the file now; `told` is called with each change of what is wrong with it."""
@@ -136,8 +145,8 @@ class Engine:
     async def _work(self) -> None:
         while self._pending:
             await self._gather()
-            size, count, durable = 0, 0, False
-            while count < len(self._pending) and size < LARGE:
+            size, count, durable, large = 0, 0, False, self.large
+            while count < len(self._pending) and size < large:
                 more, lasts = self._pending[count].begin()
                 size, count, durable = size + more, count + 1, durable or lasts
             batch, self._pending = self._pending[:count], self._pending[count:]
@@ -153,8 +162,8 @@ class Engine:
 
     async def _gather(self) -> None:
         """Let what is about to end come along, for a commit costs as much for one workitem as for many."""
-        quiet = 0 if self.ending > 1 else QUIET
-        while quiet < QUIET and self.ending < LARGE:
+        quiet, large = 0 if self.ending > 1 else QUIET, self.large
+        while quiet < QUIET and self.ending < large:
             before = self.ending
             await asyncio.sleep(0)
             quiet = 0 if self.ending > before else quiet + 1
@@ -178,6 +187,7 @@ class Engine:
             def commit() -> bool:
                 with database.inside() as connection:
                     outbox.store(connection)
+                self._look_around(database)
                 database.commit()
                 database.ring(outbox.told)
                 return not durable or _is_synced(database)
@@ -190,7 +200,13 @@ class Engine:
         with database.writing(durable=False, told=outbox.told) as connection:
             results = [operation.work(connection, outbox) for operation in batch]
             outbox.store(connection)
+            self._look_around(database)
         return results, outbox.told, not durable or _is_synced(database)
+
+    def _look_around(self, database: Database) -> None:
+        """At the end of a transaction, in whichever thread."""
+        if database.is_wanted():
+            self._shared_until = self.clock.monotonic() + SHARED_FOR
 
     def _open(self) -> Database:
         if self._database is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taskqueue import depending
 from taskqueue.broker import Ended
-from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, Life
+from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, Life, with_id
 from taskqueue.depending import result_ends
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Effects, Payload, effects
@@ -129,7 +129,7 @@ def unmet(workitem: Workitem, life: Life, why: str, now: float) -> tuple[Any, ..
 def find(connection: sqlite3.Connection, id: str, now: float) -> Record | None:
     """The record of the latest life of `id`; None where there is none."""
     live = connection.execute(
-        f"SELECT {_LIVE} FROM workitems WHERE born IS NOT NULL AND id = ? ORDER BY seq DESC LIMIT 1", (id,)
+        f"SELECT {_LIVE} FROM workitems WHERE {with_id('?1')} ORDER BY seq DESC LIMIT 1", (id,)
     ).fetchone()
     if live is not None:
         return _from_live(live)
@@ -141,7 +141,7 @@ def find(connection: sqlite3.Connection, id: str, now: float) -> Record | None:
 
 def live_ids(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
     """Those that have not ended."""
-    sql = "SELECT id FROM workitems WHERE born IS NOT NULL AND id IN (SELECT value FROM json_each(?))"
+    sql = f"SELECT workitems.id FROM json_each(?) AS one CROSS JOIN workitems ON {with_id('one.value')}"
     return {id for (id,) in connection.execute(sql, (json.dumps(ids),))}
 
 
@@ -191,7 +191,7 @@ def _from_live(row: Sequence[Any]) -> Record:
     else:
         state = State.SCHEDULED if number == SCHEDULED else State.WAITING
     return Record(
-        id=id, type=type, state=state, sent=(born or seq) / 1e6, sender=sender, reference=reference,
+        id=id, type=type, state=state, sent=(born if born > 0 else seq) / 1e6, sender=sender, reference=reference,
         priority=priority, due=due, attempts=tried, running=run, progress=progress,
     )  # fmt: skip
 

@@ -11,19 +11,25 @@ from taskqueue.brokers.sqlite import cancelling, dependencies, history
 from taskqueue.brokers.sqlite.dependencies import Failed, Freed, Row
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
 from taskqueue.brokers.sqlite.names import there
-from taskqueue.brokers.sqlite.schema import COLUMNS, Life, to_row
+from taskqueue.brokers.sqlite.schema import COLUMNS, TOLD, Life, to_row
 from taskqueue.outcome import unmet
-from taskqueue.workitem import Workitem
+from taskqueue.workitem import Workitem, made_at
 
-__all__ = ["ENDED", "Outbox", "putting"]
+__all__ = ["ENDED", "Outbox", "putting", "sending"]
 
 ENDED = "taskqueue.ended"
 """What is rung for when records of workitems have ended; no queue has this name."""
 
-_PLACES = ",".join("?" * len(COLUMNS.split(",")))
+_NAMES = COLUMNS.split(", ")
+_PLACES = ",".join("?" * len(_NAMES))
 # The first number is the time, but beyond all that are there; each of the others, whose own is NULL, gets the next.
 _FIRST = f"""INSERT INTO workitems (seq, {COLUMNS})
     VALUES (max(?, (SELECT ifnull(max(seq), 0) + 1 FROM workitems)), {_PLACES})"""
+_BORN = _NAMES.index("born")
+_TOLD = f"""INSERT INTO workitems (seq, {COLUMNS})
+    SELECT max(?1, free), {"?," * _BORN} iif(?1 >= free, {TOLD}, 0) {",?" * (len(_NAMES) - _BORN - 1)}
+    FROM (SELECT ifnull(max(seq), 0) + 1 AS free FROM workitems)"""
+OLD = 1_000_000  # microseconds; an id that was made before that is somebody else's matter
 _NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
 _RECORD_PLACES = ",".join("?" * len(ENDED_COLUMNS.split(",")))
 # OR REPLACE: should a clock that was set back ever give a number twice, no transaction may hang on it.
@@ -41,6 +47,15 @@ _RECORDS = _by_size(_RECORD, _RECORD_PLACES)
 def putting(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[str, tuple[Any, ...]]:
     """The statement that stores `workitem` in `queue`, and its values."""
     return _FIRST, (int(now * 1_000_000), *to_row(queue, workitem, life, now))
+
+
+def sending(queue: str, workitem: Workitem, life: Life | None, now: float) -> tuple[str, tuple[Any, ...]]:
+    """The same for what is sent now, so that its id may tell its number."""
+    number = made_at(workitem.id)
+    if life is None or not 0 <= now * 1_000_000 - number < OLD:
+        return putting(queue, workitem, life, now)
+    row = to_row(queue, workitem, life, now)
+    return _TOLD, (number, *row[:_BORN], *row[_BORN + 1 :])
 
 
 class Outbox:

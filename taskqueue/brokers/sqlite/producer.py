@@ -14,7 +14,7 @@ from pathlib import Path
 from taskqueue.brokers.sqlite import dependencies, names, queues
 from taskqueue.brokers.sqlite.bell import Bell
 from taskqueue.brokers.sqlite.database import Database
-from taskqueue.brokers.sqlite.outbox import Outbox, putting
+from taskqueue.brokers.sqlite.outbox import Outbox, sending
 from taskqueue.brokers.sqlite.place import places
 from taskqueue.clock import Clock
 from taskqueue.store import sender
@@ -62,16 +62,16 @@ class SQLiteProducer:
             reply_to = self._listen()
             named = [w._replace(reply_to=reply_to, correlation_id=w.correlation_id or w.id) for w in named]
         to = [queue or worker_queue(workitem.type) for workitem in named]
-        told = set(to)
         with self._using:
             database = self._opened()
-            lives = {name: queues.born(name, self._sender) for name in told}
-            items = [(name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True)]
-            if len(items) == 1 and told <= self._declared and not (unique or named[0].after):
-                database.write(*putting(*items[0], self._clock.wall()), told=told)
+            if len(named) == 1 and to[0] in self._declared and not (unique or named[0].after):
+                life = queues.born(to[0], self._sender)
+                database.write(*sending(to[0], named[0], life, self._clock.wall()), told=to)
             else:
+                told = set(to)
+                lives = {name: queues.born(name, self._sender) for name in told}
                 outbox = Outbox(self._clock.wall())
-                outbox.put(items)
+                outbox.put((name, workitem, lives[name]) for name, workitem in zip(to, named, strict=True))
                 with database.writing(told=outbox.told) as connection:
                     dependencies.check(connection, named, unique=unique)
                     for name in told - self._declared:

@@ -11,7 +11,18 @@ from taskqueue.brokers.sqlite import cancelling, dependencies, history
 from taskqueue.brokers.sqlite.history import Ending
 from taskqueue.brokers.sqlite.names import there
 from taskqueue.brokers.sqlite.outbox import Outbox
-from taskqueue.brokers.sqlite.schema import BLOCKED, FIELDS, LENT, LIFE, SCHEDULED, WAITING, Life, from_row, life_of
+from taskqueue.brokers.sqlite.schema import (
+    BLOCKED,
+    FIELDS,
+    LENT,
+    LIFE,
+    SCHEDULED,
+    WAITING,
+    Life,
+    from_row,
+    life_of,
+    with_id,
+)
 from taskqueue.depending import Input
 from taskqueue.record import is_recorded
 from taskqueue.workitem import DEAD_LETTERS, DROPPED, Workitem, worker_queue
@@ -249,7 +260,7 @@ def report(connection: sqlite3.Connection, carrier: int, running: Sequence[tuple
 def cancel(connection: sqlite3.Connection, outbox: Outbox, id: str, now: float) -> bool:
     """Take a live workitem out of its queue for good, or wish that for one that is lent; False: it has ended."""
     rows = connection.execute(
-        f"""DELETE FROM workitems WHERE born IS NOT NULL AND id = ? AND state <> {LENT}
+        f"""DELETE FROM workitems WHERE {with_id("?1")} AND state <> {LENT}
         RETURNING {LIFE}, {FIELDS}""",
         (id,),
     ).fetchall()

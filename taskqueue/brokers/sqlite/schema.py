@@ -18,19 +18,22 @@ __all__ = [
     "LIFE",
     "MIGRATIONS",
     "SCHEDULED",
+    "TOLD",
     "VERSION",
     "WAITING",
     "Life",
     "from_row",
     "life_of",
     "to_row",
+    "with_id",
 ]
 
 APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
-VERSION = 3
+VERSION = 4
 
 WAITING, SCHEDULED, LENT, BLOCKED = 0, 1, 2, 3
 LATE = 7200
+TOLD = -1
 
 # seq is the order in which workitems came, and the time in microseconds: so a row that was deleted gives its number to
 # no other one (but for a clock that is set back to that very microsecond; the fence is the carrier's number as well).
@@ -64,7 +67,8 @@ CREATE TABLE carriers (id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NUL
 PRAGMA application_id = {APPLICATION_ID};
 """
 
-# born: the first seq of this life, by which its record is known; 0: seq itself.  NULL: it is a result or a dead letter.
+# born: the first seq of this life, by which its record is known; 0: seq itself; TOLD: that, and the id tells it.  NULL:
+# it is a result or a dead letter.
 # story: its attempts so far.  running: the one under way.  (All of them JSON; see `history`.)
 # results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
 # since: from when on a queue has such results; older ones were too many.
@@ -133,7 +137,14 @@ CREATE INDEX ended_until ON ended (until) WHERE until IS NOT NULL AND result IS 
 CREATE TABLE unwanted (born INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
 """
 
-MIGRATIONS = (_FIRST, _SECOND, _THIRD)
+# Most ids tell when they were made.  Where that is the number as well, the row is found without an index (`with_id`): a
+# page less in each transaction that sends one workitem.
+_FOURTH = """
+DROP INDEX ids;
+CREATE INDEX ids ON workitems (id) WHERE born >= 0;
+"""
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """The scripts that lead from one version of the schema to the next; the version is how many were applied."""
 
 COLUMNS = (
@@ -144,8 +155,14 @@ COLUMNS = (
 
 FIELDS = "id, type, reference, content_type, attempt, crashes, failures, properties, body"
 """What `from_row` takes."""
-LIFE = "CASE born WHEN 0 THEN seq ELSE born END, sender, story"
+LIFE = "CASE WHEN born <= 0 THEN seq ELSE born END, sender, story"
 """What `life_of` takes."""
+
+
+def with_id(value: str, rows: str = "workitems") -> str:
+    """The condition that lives among `rows` have the id `value`, an expression; for connections that know made_at."""
+    return f"""({rows}.born >= 0 AND {rows}.id = {value}
+        OR {rows}.born = {TOLD} AND {rows}.seq = made_at({value}) AND {rows}.id = {value})"""
 
 
 class Life(NamedTuple):
