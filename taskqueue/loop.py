@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from taskqueue.broker import Consumer, Delivery, Ended
 from taskqueue.formats.chartext import line
@@ -58,18 +59,19 @@ class Loop:
         But for one that its handler may have ended itself: what became of that may be known only after a while.
         """
         if ended.completing:
-            self._settle_all([ended])
+            self._start(self._settle([ended]))
             return
         if not self._ended:
-            asyncio.get_running_loop().call_soon(self._settle_soon)
+            self._start(self._settle_ended())
         self._ended.append(ended)
 
-    def _settle_soon(self) -> None:
+    async def _settle_ended(self) -> None:
+        """A task begins in the next turn of the event loop."""
         batch, self._ended = self._ended, []
-        self._settle_all(batch)
+        await self._settle(batch)
 
-    def _settle_all(self, batch: Sequence[Ended]) -> None:
-        task = asyncio.get_running_loop().create_task(self._settle(batch))
+    def _start(self, settling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(settling)
         self._settling.add(task)
         task.add_done_callback(self._settled)
 

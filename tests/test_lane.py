@@ -11,7 +11,7 @@ import pytest
 from actor import Actor, Moving
 
 from taskqueue.broker import Ended, Options, connect
-from taskqueue.carrier import lane
+from taskqueue.carrier import lane, pace
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.config import Group
@@ -27,7 +27,8 @@ class Crew:
     def __init__(self, name: str) -> None:
         self.broker = connect(Options(url=f"memory://{name}"))
         self.recycled: list[tuple[WorkerProcess, str]] = []
-        self.lane = Lane("t", self.broker, Moving(), lambda process, why: self.recycled.append((process, why)))
+        self.clock = Moving()
+        self.lane = Lane("t", self.broker, self.clock, lambda process, why: self.recycled.append((process, why)))
         self.actors: list[Actor] = []
 
     def add(self, group: Group) -> Actor:
@@ -118,6 +119,24 @@ class TestSlots:
             async with asyncio.timeout(10):
                 while crew.loads() != [4, 3]:
                     await asyncio.sleep(0.001)
+
+        play(scene)
+
+
+class TestTheReserve:
+    def test_follows_how_long_work_runs_and_not_a_moment_in_which_it_had_to_wait(self) -> None:
+        async def scene(crew: Crew) -> None:
+            crew.add(group(workers=1))
+            reserves = []
+            for run_times in ([0.001], [0.001, 0.1], [0.001, 0.001], [0.1, 0.1, 0.1]):
+                for crew.lane.run_time in run_times:
+                    crew.lane.adjust()
+                    crew.clock.now += lane.RESIZE_EVERY / 2
+                crew.lane.adjust()
+                reserves.append(crew.lane._reserve)
+            few, many = pace.reserve(1, 0.1, 0), pace.reserve(1, 0.001, 0)
+            assert few < many / 10
+            assert reserves == [1, many, many, few]
 
         play(scene)
 

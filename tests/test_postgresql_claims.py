@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 
 import psycopg
 from embedded import drain, run, send
@@ -37,6 +38,28 @@ def test_a_claim_does_not_go_through_what_an_old_transaction_keeps_from_being_re
 
     assert everything > nothing + 50
     assert behind < nothing + 20
+
+
+def test_a_settle_claims_along_and_no_empty_claim_follows_it(database: Database) -> None:
+    with contextlib.closing(database.server.admin(database.name)) as connection:
+        connection.execute(f"ALTER DATABASE \"{database.name}\" SET track_functions = 'all'".encode())
+    more = {"type": "t", "headers": {"on_error": "pass"}}
+    chain = [Workitem(body=b"x", id=str(n), after=(str(n - 1),) * bool(n), **more) for n in range(100)]
+    with contextlib.closing(connect(database.url).producer()) as producer:
+        producer.send(chain, queue=QUEUE)
+
+    async def work(broker: Broker) -> None:
+        await drain(broker.consumer(QUEUE, reserve=4), 100)
+
+    run(database.url, work)
+
+    calls = "SELECT funcname, calls FROM pg_stat_user_functions"
+    with contextlib.closing(database.server.admin(database.name)) as connection:
+        deadline = time.monotonic() + 30
+        while (made := dict(connection.execute(calls).fetchall())).get("settle", 0) < 100:  # they are told late
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert made["claim"] < 150
 
 
 def test_what_was_sent_by_one_who_committed_late_is_found(database: Database) -> None:

@@ -26,7 +26,7 @@ __all__ = ["Lane"]
 
 log = logging.getLogger(__name__)
 
-RESIZE_EVERY = 1.0  # seconds
+RESIZE_EVERY = 0.25  # seconds
 LONG = 0.5  # seconds; a store hears of what runs for a shorter time when it ends
 MAX_HANDED_OVER = MAX_FRAME - (1 << 20)  # bytes, of a workitem with what it depends on
 TOO_MUCH = f"the results that it depends on have {{}} MiB together: a worker process takes {MAX_HANDED_OVER >> 20} MiB"
@@ -46,6 +46,7 @@ class Lane:
         self._waiting: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()  # those that were running when a worker process died
         self._reserve = 1
+        self._most = 0  # that was wanted since then
         self._resized = clock.monotonic()
         self._consumer = broker.consumer(worker_queue(type), reserve=self._reserve)
         self.loop = Loop(self._consumer, self._take, reserve=self._reserve)
@@ -207,18 +208,24 @@ class Lane:
         self.feed()
 
     def adjust(self, *, at_once: bool = False) -> None:
-        """Hold as much as fits the worker processes and their measured run time."""
-        now = self._clock.monotonic()
-        if not at_once and now - self._resized < RESIZE_EVERY:
-            return
+        """Hold as much as fits the worker processes and their measured run time, or did a moment ago.
+
+        One handler that had to wait for a processor says nothing about the next ones.
+        """
         usable = self.usable
         if not usable:
             return
         prefetch = sum({p.group.name: p.group.prefetch for p in usable}.values())
         finishing = sum(p.load for p in self.processes if not p.usable)
         wanted = reserve(sum(p.slots for p in usable), self.run_time, prefetch) + finishing
+        self._most = max(self._most, wanted)
+        now = self._clock.monotonic()
+        if not at_once:
+            if now - self._resized < RESIZE_EVERY:
+                return
+            wanted = self._most
+        self._resized, self._most = now, 0
         if at_once or not self._reserve * 2 / 3 <= wanted <= self._reserve * 3 / 2:
-            self._resized = now
             self._reserve = wanted
             self.loop.resize(wanted)
 

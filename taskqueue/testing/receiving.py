@@ -7,9 +7,7 @@ import asyncio
 import pytest
 
 from taskqueue.errors import BrokerError
-from taskqueue.outcome import (
-    Release,
-)
+from taskqueue.outcome import Release
 from taskqueue.testing.bench import QUEUE, Bench, item, items, settle, within
 from taskqueue.workitem import worker_queue
 
@@ -34,6 +32,22 @@ class ReceivingContract:
         sent = bench.send(*items(25))
 
         assert bench.run(test) == sent
+
+    def test_no_more_is_held_than_the_reserve_while_much_is_settled(self, bench: Bench) -> None:
+        async def test() -> None:
+            consumer = bench.consumer(reserve=20)
+            settling: list[asyncio.Task[list[bool]]] = []
+            while len(settling) < 400:
+                for delivery in await consumer.receive(limit=20):
+                    settling.append(asyncio.create_task(settle(consumer, [delivery])))
+                    await asyncio.sleep(0.0005)  # some end while others are being settled
+            await asyncio.gather(*settling)
+            others = bench.another().consumer(QUEUE, reserve=1000)
+            await bench.lent(others, 1000 - len(settling) - 20)
+
+        bench.send(*items(1000))
+
+        bench.run(test)
 
     def test_receive_waits_for_a_workitem(self, bench: Bench) -> None:
         async def test() -> str:

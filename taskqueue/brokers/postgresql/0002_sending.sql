@@ -216,8 +216,8 @@ $$;
 -- Replies: a queue for each client that waits for some, for as long as it does; nothing else can be read by producers.
 
 CREATE FUNCTION @schema@.is_reply(queue text) RETURNS boolean
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
-    SELECT starts_with(queue, 'taskqueue.reply.')
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT pg_catalog.starts_with(queue, 'taskqueue.reply.')
 $$;
 
 CREATE FUNCTION @schema@.await_replies(queue text) RETURNS void
@@ -226,7 +226,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS
 $$;
 
 CREATE FUNCTION @schema@.take_replies(queue text, most integer, OUT items json, OUT bodies bytea)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 BEGIN
     WITH taken AS (
         DELETE FROM workitems w WHERE w.ctid = ANY (ARRAY(

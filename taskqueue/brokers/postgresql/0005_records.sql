@@ -3,7 +3,7 @@
 -- Writes down what runs: see `turn`.  Rows that have been moved by others are looked for, as in `settle`.  Those that a
 -- handler is about to end in a transaction of its own are not waited for.
 CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     said json[];
     found bigint[];
@@ -37,7 +37,7 @@ $$;
 -- The latest life of a workitem; none where there is no such thing.
 CREATE FUNCTION @schema@.record(sought text) RETURNS SETOF @schema@.tasks
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off AS $$
+@by_index@ AS $$
 BEGIN
     RETURN QUERY SELECT * FROM live t WHERE t.id = sought ORDER BY t.sent DESC, t.seq DESC LIMIT 1;
     IF NOT FOUND THEN
@@ -88,7 +88,7 @@ $$;
 -- Takes out of its queue for good what waits, is scheduled or blocked; notes that what a carrier has is wanted no more;
 -- false where it is over.
 CREATE FUNCTION @schema@.cancel(sought text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     withdrawn constant integer := withdraw(ARRAY(
         SELECT w.ctid FROM workitems w
@@ -108,7 +108,7 @@ $$;
 -- a carrier has.  What is locked just now is left to the next one: `claim` lends nothing of it.
 CREATE FUNCTION @schema@.unwant(me bigint) RETURNS json
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     PERFORM withdraw(ARRAY(
         SELECT w.place FROM unwanted u, LATERAL (
@@ -139,7 +139,7 @@ $$;
 
 -- How many of a type are neither over nor lent.
 CREATE FUNCTION @schema@.pending(kind text) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
     SELECT
         (SELECT count(*) FROM workitems WHERE state = 0 AND queue = 'worker_' || kind)
         + (SELECT count(*) FROM workitems WHERE state = 1 AND queue = 'worker_' || kind)
@@ -148,7 +148,7 @@ $$;
 
 -- Withdraws up to `most` of them: those that depend on others of them come first, and so don't fail because of these.
 CREATE FUNCTION @schema@.discard(kind text, most integer) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     place constant text := 'worker_' || kind;
     chosen tid[];
@@ -169,7 +169,7 @@ $$;
 
 -- Those of many that are not over.
 CREATE FUNCTION @schema@.alive(sought text[]) RETURNS text[]
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
     SELECT ARRAY(
         SELECT DISTINCT id FROM workitems WHERE id = ANY (sought) AND (queue = 'taskqueue' OR starts_with(queue, 'worker_'))
     )
@@ -177,7 +177,7 @@ $$;
 
 -- The latest life of those of many of which one is over.
 CREATE FUNCTION @schema@.ended(sought text[]) RETURNS SETOF @schema@.tasks
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
     SELECT DISTINCT ON (p.id) p.* FROM past p WHERE p.id = ANY (sought) ORDER BY p.id, p.sent DESC, p.seq DESC
 $$;
 

@@ -207,7 +207,7 @@ $$;
 -- Drops up to `most` results whose time is over, unless somebody still needs them; the records stay.
 CREATE FUNCTION @schema@.drop_results(most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     dropped integer := 0;
 BEGIN

@@ -7,7 +7,7 @@ CREATE FUNCTION @schema@.complete(
     me bigint, lease bigint, seq bigint, id text, ending jsonb, sends json, bodies bytea, lanes json, sender text,
     told text[]
 ) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 #variable_conflict use_column
 DECLARE
     place tid;
@@ -39,7 +39,7 @@ $$;
 CREATE FUNCTION @schema@.whether_over(
     me bigint, my_term bigint, seq bigint, id text, OUT what text, OUT woken json
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);

@@ -12,7 +12,7 @@
 -- strict: those that never were, or are not kept any more, are an error.
 CREATE FUNCTION @schema@.look(asked text[], strict boolean) RETURNS @schema@.endings[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_nestloop = off AS $$
+@by_index@ SET enable_nestloop = off AS $$
 DECLARE
     alive constant text[] := ARRAY(
         SELECT w.id FROM workitems w
@@ -121,7 +121,7 @@ $$;
 -- Raises where work with one of these ids is not over, and keeps others who ask so from sending any of them meanwhile:
 -- by locks that are few, whatever the number of ids.
 CREATE FUNCTION @schema@.refuse_others(sole text[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     other text;
 BEGIN
@@ -137,7 +137,7 @@ $$;
 
 -- Tells whoever waits for what is over just now.  Returns the queues in which there may be something because of that.
 CREATE FUNCTION @schema@.tell(finished @schema@.endings[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     todo endings[];
 BEGIN
@@ -150,7 +150,7 @@ $$;
 
 -- The same, once this transaction is over: it is a handler's own, which nobody waits for; and it may see an old snapshot.
 CREATE FUNCTION @schema@.tell_later(finished @schema@.endings[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 BEGIN
     INSERT INTO endings SELECT o.* FROM unnest(finished) o
         WHERE current_setting('transaction_isolation') <> 'read committed'
@@ -164,7 +164,7 @@ $$;
 -- Each LATERAL has an end that keeps the planner from joining in another order: its statistics are of another moment.
 CREATE FUNCTION @schema@.resolve(todo @schema@.endings[]) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     told text[] := '{}';
     next endings[];
@@ -236,7 +236,7 @@ $$;
 -- Ends what is blocked and locked, for what it depends on did not succeed; and tells who waits for its reply.
 CREATE FUNCTION @schema@.fail(numbers bigint[], cause text, OUT woken text[], OUT finished @schema@.endings[])
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     WITH gone AS (
         DELETE FROM workitems w WHERE w.inputs = ANY (numbers) AND w.state = 3 RETURNING w.*
@@ -280,7 +280,7 @@ $$;
 -- Notes how something ended that others wait for, who are locked, and has those wait for nothing more that need not.
 CREATE FUNCTION @schema@.count_down(edges tid[], type text, state text, error text, ended timestamptz) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     woken text[];
 BEGIN
@@ -311,7 +311,7 @@ $$;
 -- The same from the rows alone, for what is blocked and locked.
 CREATE FUNCTION @schema@.recount(numbers bigint[]) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     woken text[];
 BEGIN
@@ -368,7 +368,7 @@ $$;
 -- whether what they wait for is over.  reached: the last of them; NULL: there were none.  mended: of how many that was
 -- wrong.  Nothing is returned where somebody else is at it.
 CREATE FUNCTION @schema@.mend(since bigint, most integer, OUT reached bigint, OUT mended integer) RETURNS SETOF record
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
 DECLARE
     numbers bigint[];
     lost text[];
@@ -408,7 +408,7 @@ $$;
 -- need to be done, of which `results_of` has the bodies.
 CREATE FUNCTION @schema@.inputs_of(number bigint, whole boolean) RETURNS json
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF NOT whole THEN
         RETURN (
@@ -430,7 +430,7 @@ $$;
 
 CREATE FUNCTION @schema@.results_of(number bigint) RETURNS bytea
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @schema@, pg_temp
-SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN (
         SELECT coalesce(string_agg(h.result, '' ORDER BY d.place), '')

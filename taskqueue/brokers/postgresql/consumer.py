@@ -21,7 +21,7 @@ __all__ = ["PostgreSQLConsumer"]
 
 log = logging.getLogger(__name__)
 
-LARGE = 500  # deliveries that are settled in one statement
+LARGE = 1500  # deliveries that are settled in one statement
 WHOLE_EVERY = 1.0  # seconds between looks at the whole queue, for what lies before the marks
 WHOLE_SHARE = 10  # times as long as such a look took there is no next one: beside an old transaction it is slow
 TOGETHER = 0.005  # seconds that a claim waits for something to settle along with it
@@ -42,6 +42,27 @@ class _Report:
     stored: asyncio.Future[None]
 
 
+@dataclass(slots=True, eq=False)
+class _Share:
+    """See `engine.Share`; whole: whether it claims from the whole queue."""
+
+    consumer: PostgreSQLConsumer
+    settled: list[_Settling]
+    reported: list[_Report]
+    room: int
+    claim: dict[str, object] | None = None
+    whole: bool = False
+    begun: float = 0.0
+    rings: int = 0
+    coming: int = 0  # were lent, and are still packed
+
+    def arrived(self, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
+        self.consumer.arrived(self, lent, moved)
+
+    def finish(self, counted: set[int], claimed: list[Row] | None, unwanted: Container[int]) -> None:
+        self.consumer.finish(self, counted, claimed, unwanted)
+
+
 class PostgreSQLConsumer:
     """Each statement that settles claims as well, up to the reserve.
 
@@ -59,21 +80,20 @@ class PostgreSQLConsumer:
         self._lease = Lease()
         self._lent: dict[int, tuple[Delivery, Row]] = {}
         self._ready: deque[Delivery] = deque()
-        self._settling: list[_Settling] = []
-        self._settled: list[_Settling] = []  # by the statement that is under way
+        self._settling: list[_Settling] = []  # in the next statement
+        self._queued: deque[_Settling] = deque()  # in one after that
         self._reports: list[_Report] = []
-        self._reported: list[_Report] = []  # in the statement that is under way
+        self._coming = 0  # were lent, and are still packed
         self._unwanted: Container[int] = ()  # of what is lent, as the last statement said
         self._moved: dict[int, str] = {}  # where rows are since something was said of them
         self._paused = True
         self._declared = False
         self._wake = asyncio.Event()
         self._hungry = True  # there may be something that was not looked for
+        self._rings = 0
         self._later: asyncio.TimerHandle | None = None
         self._marks: dict[int, int] = {}
-        self._room = 0  # of the claim that is under way
-        self._whole = False  # whether it looks at the whole queue
-        self._begun = self._whole_at = self._last_whole = 0.0
+        self._whole_at = self._last_whole = 0.0
         engine.join(self)
 
     async def receive(self, *, limit: int) -> list[Delivery]:
@@ -133,56 +153,64 @@ class PostgreSQLConsumer:
 
     def _settle(self, taken: list[tuple[Ended, Row]]) -> asyncio.Future[set[int]]:
         settling = _Settling(taken, asyncio.get_running_loop().create_future())
-        self._settling.append(settling)
+        self._queued.append(settling)
+        self._put_in(self._engine.parcel)
         self._engine.poke()
         return settling.counted
 
-    # What the engine asks for.
-
-    def begin(self, parcel: Parcel) -> dict[str, object] | None:
-        count = 0
-        while self._settling and count < LARGE:
-            settling = self._settling.pop(0)
-            self._settled.append(settling)
-            count += len(settling.ended)
+    def _put_in(self, parcel: Parcel) -> None:
+        while self._queued and len(parcel.settled) < LARGE:
+            settling = self._queued.popleft()
+            self._settling.append(settling)
             for ended, row in settling.ended:
                 parcel.end(self._now_at(row), ended)
-        self._say(parcel)
-        self._room = 0 if self._paused else max(0, self._reserve - len(self._lent))
-        if not self._room or not (count or (self._hungry and self._later is None)):
-            self._room = 0
-            return None
-        self._begun = now = asyncio.get_running_loop().time()
-        self._whole = now >= self._whole_at and (self._hungry or now >= self._last_whole + WHOLE_EVERY)
-        self._whole = self._whole or not self._marks
-        return {"queue": self._queue, "room": self._room, "after": {} if self._whole else self._marks}
 
-    def _say(self, parcel: Parcel) -> None:
+    # What the engine asks for.
+
+    def begin(self, parcel: Parcel) -> _Share:
+        self._put_in(parcel)
+        settled, self._settling = self._settling, []
+        room = 0 if self._paused else self._reserve - len(self._lent) - self._coming
+        share = _Share(self, settled, self._say(parcel), room)
+        if room > 0 and (settled or (self._hungry and self._later is None)):
+            share.rings = self._rings
+            share.begun = now = asyncio.get_running_loop().time()
+            share.whole = now >= self._whole_at and (self._hungry or now >= self._last_whole + WHOLE_EVERY)
+            share.whole = share.whole or not self._marks
+            share.claim = {"queue": self._queue, "room": room, "after": {} if share.whole else self._marks}
+        return share
+
+    def _say(self, parcel: Parcel) -> list[_Report]:
         """Put what runs into `parcel`, but for what has ended meanwhile."""
-        self._reported, self._reports = self._reports, []
-        for report in self._reported:
+        reported, self._reports = self._reports, []
+        for report in reported:
             for one in report.underway:
                 delivery, row = self._lent.get(one.delivery.tag, (None, None))
                 if row is not None and delivery is one.delivery:
                     parcel.report(self._now_at(row), one.run, one.progress)
-        if self._reported:
+        if reported:
             parcel.asks = True
+        return reported
 
     def _now_at(self, row: Row) -> Row:
         place = self._moved.pop(row.seq, None) if self._moved else None
         return row if place is None else row._replace(place=place)
 
-    def finish(
-        self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str], unwanted: Container[int]
-    ) -> None:
-        settled, self._settled = self._settled, []
-        for settling in settled:
-            if not settling.counted.done():
-                settling.counted.set_result(counted)
+    def arrived(self, share: _Share, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
         if moved:
             self._moved.update((seq, moved[seq]) for seq in self._held() if seq in moved)
+        if lent is not None:
+            share.coming = len(lent)
+            self._coming += len(lent)
+            self._note(share, lent)
+
+    def finish(self, share: _Share, counted: set[int], claimed: list[Row] | None, unwanted: Container[int]) -> None:
+        self._coming -= share.coming
+        for settling in share.settled:
+            if not settling.counted.done():
+                settling.counted.set_result(counted)
         self._unwanted = unwanted
-        self._reported = _said(self._reported)
+        _said(share.reported)
         if claimed is None:
             return
         for row in claimed:
@@ -191,40 +219,40 @@ class PostgreSQLConsumer:
             )
             self._lent[row.seq] = delivery, row
             self._ready.append(delivery)
-        self._note(claimed)
         if self._paused:  # meanwhile
             self._give_back()
         elif claimed:
             self._wake.set()
 
-    def _note(self, claimed: list[Row]) -> None:
+    def _note(self, share: _Share, lent: Sequence[Sequence[Any]]) -> None:
         """Where the next claim begins, and when it is worthwhile."""
         now = asyncio.get_running_loop().time()
-        filled = len(claimed) >= self._room
-        last = {row.priority: row.seq for row in claimed}
+        filled = len(lent) >= share.room
+        last = {priority: seq for seq, _, priority, *_ in lent}
         for priority, tag in last.items():
-            self._marks[priority] = tag if self._whole and filled else max(tag, self._marks.get(priority, 0))
-        if self._whole:
+            self._marks[priority] = tag if share.whole and filled else max(tag, self._marks.get(priority, 0))
+        if share.whole:
             self._last_whole = now
-            self._whole_at = now + WHOLE_SHARE * (now - self._begun)
-        if filled or not self._whole:
+            self._whole_at = now + WHOLE_SHARE * (now - share.begun)
+        if filled or not share.whole:
             self._hungry = True
             if not filled:
                 self._look(max(0.0, self._whole_at - now))
         else:
-            self._hungry = False
+            self._hungry = self._rings != share.rings  # for what came meanwhile
 
     def held(self) -> dict[int, str]:
         return {seq: row.stored_id for seq, row in self._held().items()}
 
     def _held(self) -> dict[int, Row]:
-        pending = [row for settling in self._settling for _, row in settling.ended]
+        pending = [row for settling in (*self._settling, *self._queued) for _, row in settling.ended]
         lent = [row for _, row in self._lent.values()]
         return {row.seq: row for row in (*pending, *lent)}
 
     def rung(self, queue: str) -> None:
         if not queue or queue == self._queue:
             self._hungry = True
+            self._rings += 1
             self._look()
 
     def lost(self) -> None:
@@ -235,7 +263,8 @@ class PostgreSQLConsumer:
         self._marks.clear()
         self._moved.clear()
         self._reports = _said(self._reports)
-        pending, self._settling = self._settling, []
+        pending, self._settling = [*self._settling, *self._queued], []
+        self._queued.clear()
         for settling in pending:
             if not settling.counted.done():
                 settling.counted.set_result(set())

@@ -8,6 +8,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
@@ -19,7 +20,7 @@ from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
 from taskqueue.store import sender
 
-__all__ = ["Engine", "Member"]
+__all__ = ["Engine", "Member", "Share"]
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +28,32 @@ LOOK_EVERY = 1.0  # seconds between looks for what nobody notified of: lost noti
 ADOPT_EVERY = 2.0  # seconds between looks for carriers of other hosts that are dead
 
 
+class Share(Protocol):
+    """What a consumer has in one statement."""
+
+    @property
+    def claim(self) -> dict[str, object] | None:
+        """The claim to make, if there is one."""
+
+    def arrived(self, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
+        """The statement is through, and the next one is about to begin: what was lent, as yet packed (see `unpack`).
+
+        lent: None: no claim was made, or all is lost.
+        moved: where the rows are now of which something was said.
+        """
+
+    def finish(self, counted: set[int], claimed: list[Row] | None, unwanted: Container[int]) -> None:
+        """Which of its deliveries counted, and what was lent.
+
+        unwanted: the numbers of what somebody wants no more.
+        """
+
+
 class Member(Protocol):
     """A consumer, as its engine sees it."""
 
-    def begin(self, parcel: Parcel) -> dict[str, object] | None:
-        """Put what has ended and what runs into `parcel`; the claim to make, if there is one."""
-
-    def finish(
-        self, counted: set[int], claimed: list[Row] | None, moved: Mapping[int, str], unwanted: Container[int]
-    ) -> None:
-        """The statement is through: which of its deliveries counted, and what was lent; None: no claim was made.
-
-        moved: where the rows are now of which something was said.
-        unwanted: the numbers of what somebody wants no more.
-        """
+    def begin(self, parcel: Parcel) -> Share:
+        """Put what runs into `parcel`, which is complete then."""
 
     def held(self) -> dict[int, str]:
         """The numbers of all that it was lent and that is not settled, with the ids of the workitems."""
@@ -53,24 +66,30 @@ class Member(Protocol):
 
 
 class _Answer(NamedTuple):
-    """Which deliveries counted, what was lent for each claim, the rows that have moved, queues to be told of, and what
-    somebody wants no more."""
+    """Which deliveries counted, what was lent for each claim, the bodies, the rows that have moved, queues to be told
+    of, and what somebody wants no more."""
 
     counted: set[int]
-    lent: Mapping[int, list[Row]]
-    moved: Mapping[int, str]
+    lent: Sequence[tuple[int, Sequence[Sequence[Any]]]] = ()
+    bodies: bytes = b""
+    moved: Mapping[int, str] = MappingProxyType({})
     woken: Sequence[str] = ()
     unwanted: Container[int] = ()
 
 
 class Engine:
-    """Makes one statement of what all consumers of a carrier settle and want, and then the next one."""
+    """Makes one statement of what all consumers of a carrier settle and want, and then the next one.
+
+    While the server is at one, the next one is put together; and where there is much to do, what the one before lent
+    is handed out.
+    """
 
     def __init__(self, place: Place, clock: Clock) -> None:
         self.clock = clock
         self.members: list[Member] = []
         self._link = Link(place, self)
         self._sender = sender()
+        self._parcel: Parcel | None = None
         self._under_way: dict[int, str] = {}
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -106,10 +125,18 @@ class Engine:
         self._rung("")
 
     def lost(self) -> None:
+        self._parcel = None
         for member in self.members:
             member.lost()
 
     # One statement after the other.
+
+    @property
+    def parcel(self) -> Parcel:
+        """What the next statement settles: it is made up while the server is at the one before."""
+        if self._parcel is None:
+            self._parcel = Parcel(self.clock.wall())
+        return self._parcel
 
     def poke(self) -> None:
         """There is something to do."""
@@ -122,25 +149,56 @@ class Engine:
             await asyncio.shield(self._working)
 
     async def _work(self) -> None:
+        finish: Callable[[], None] | None = None
+        turn: asyncio.Task[_Answer] | None = None
         try:
             while True:
-                await asyncio.sleep(0)  # what ends in the same turn of the event loop comes along
-                parcel = Parcel(self.clock.wall())
-                wants = [(member, member.begin(parcel)) for member in self.members]
-                claims = [{"number": n, **want} for n, (_, want) in enumerate(wants) if want is not None]
+                parcel = self.parcel
+                shares = [member.begin(parcel) for member in self.members]
+                self._parcel = None
+                claims = [{"number": n, **share.claim} for n, share in enumerate(shares) if share.claim is not None]
                 if not (claims or parcel.ends or parcel.releases or parcel.asks):
+                    if finish is not None:
+                        finish()
                     return
                 generation = self._link.lost
                 self._under_way = parcel.settled
-                answer = await self._turn(parcel, claims)
+                asking = self._turn(parcel, claims)
+                if finish is None:
+                    answer = await asking
+                else:
+                    turn = asyncio.get_running_loop().create_task(asking)
+                    await asyncio.sleep(0)  # it is on its way
+                    finish()
+                    answer = await turn
                 self._under_way = {}
-                for number, (member, want) in enumerate(wants):
-                    known = want is not None and generation == self._link.lost
-                    claimed = answer.lent.get(number, []) if known else None
-                    member.finish(answer.counted, claimed, answer.moved, answer.unwanted)
-                self._woken(answer.woken)
+                finish = self._arrived(answer, shares, generation)
+                if self._parcel is None:  # nothing to settle: whoever gets work has it at once
+                    finish()
+                    finish = None
+                await asyncio.sleep(0)  # what ends in the same turn of the event loop comes along
         finally:
             self._working = None
+            if turn is not None:
+                await stop(turn)
+
+    def _arrived(self, answer: _Answer, shares: Sequence[Share], generation: int) -> Callable[[], None]:
+        """What was lent may run only if nothing has been lost since its statement began."""
+        lent = dict(answer.lent)
+        if answer.moved and self._parcel is not None:
+            self._parcel.move(answer.moved)
+        for number, share in enumerate(shares):
+            known = share.claim is not None and generation == self._link.lost
+            share.arrived(lent.get(number, ()) if known else None, answer.moved)
+
+        def finish() -> None:
+            rows = _share(answer.lent, answer.bodies)
+            for number, share in enumerate(shares):
+                known = share.claim is not None and generation == self._link.lost
+                share.finish(answer.counted, rows.get(number, []) if known else None, answer.unwanted)
+            self._woken(answer.woken)
+
+        return finish
 
     async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> _Answer:
         """Settle, claim, and say what runs."""
@@ -154,13 +212,13 @@ class Engine:
             nonlocal sent_in
             async with self._link.connected() as connection:
                 if generation != self._link.lost:
-                    return _Answer(set(), {}, {})
+                    return _Answer(set())
                 broke = sent_in is not None and sent_in != self._link.resumed
                 settled = parcel.settled.keys()
                 if broke and settled and not settled & self._link.not_over:
-                    return _Answer(set(settled), {}, {})  # it broke behind the commit
+                    return _Answer(set(settled))  # it broke behind the commit
                 sent_in = self._link.resumed
-                told = self._teller.now(parcel.told) if self._teller is not None and parcel.told else []
+                told = self._teller.now(parcel.told) if self._teller is not None else []
                 row = await self._link.row(
                     connection,
                     "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s, %s, %s)",
@@ -169,12 +227,14 @@ class Engine:
                 )  # fmt: skip
                 counted, lent, lent_bodies, due, moved, woken, unwanted = row
                 self._wait_for(due)
-                claimed = _share(lent, lent_bodies)
-                return _Answer(set(counted or ()), claimed, dict(moved or ()), woken or (), set(unwanted or ()))
+                return _Answer(
+                    set(counted or ()), lent or (), lent_bodies or b"", dict(moved or ()), woken or (),
+                    set(unwanted or ()),
+                )  # fmt: skip
 
         def lose() -> _Answer:
             self._link.lose("the database says so")
-            return _Answer(set(), {}, {})
+            return _Answer(set())
 
         found = await self._link.patiently(attempt, lose)
         for queue in parcel.told:
@@ -269,11 +329,11 @@ class Engine:
         await self._link.close()
 
 
-def _share(lent: list[Any] | None, bodies: bytes) -> dict[int, list[Row]]:
+def _share(lent: Sequence[tuple[int, Sequence[Sequence[Any]]]], bodies: bytes) -> dict[int, list[Row]]:
     """What each claim got, by its number."""
     found: dict[int, list[Row]] = {}
     at = 0
-    for number, items in lent or ():
+    for number, items in lent:
         claimed = unpack(items, bodies[at:] if at else bodies)
         at += sum(len(row.workitem.body) + row.size for row in claimed)
         found[number] = claimed

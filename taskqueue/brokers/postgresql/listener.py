@@ -122,7 +122,7 @@ class Listener:
             self._task = None
 
 
-async def stop(task: asyncio.Task[None]) -> None:
+async def stop(task: asyncio.Task[object]) -> None:
     """Cancel a task until it has ended: drivers may lose a cancellation that comes together with what they wait for."""
     while not task.done():
         task.cancel()

@@ -7,8 +7,8 @@ apart much faster than a driver could put it together value by value.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from taskqueue.broker import Ended, Input
 from taskqueue.brokers.postgresql.history import Past, input_of, past
@@ -144,6 +144,11 @@ class Parcel:
             kept["results"] = results
             self.told.add(results)
         return kept
+
+    def move(self, moved: Mapping[int, str]) -> None:
+        """Some rows are somewhere else now, by their numbers."""
+        for end in (*self.ends, *self.releases):
+            end["place"] = moved.get(cast(int, end["seq"]), end["place"])
 
     def report(self, row: Row, run: Run, progress: Progress | None) -> None:
         """The delivery of `row` is running."""

@@ -20,7 +20,10 @@ QUIET = 0.02  # seconds between two notifications of the same queue
 
 
 class Teller:
-    """Says which queues to notify of together with the statement that goes out now; of the others it tells later."""
+    """Says which queues to notify of together with the statement that goes out now; of the others with a later one.
+
+    Where none comes, it tells of them by itself.
+    """
 
     def __init__(self, tell: Callable[[list[str]], Coroutine[object, object, None]]) -> None:
         self._tell = tell
@@ -29,11 +32,11 @@ class Teller:
         self._telling: asyncio.Task[None] | None = None
 
     def now(self, queues: Iterable[str]) -> list[str]:
-        """Those of `queues` that are to be told of now."""
+        """Those of `queues`, and of those that were left for later, that are to be told of now."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         found = []
-        for queue in queues:
+        for queue in {*queues, *self._later}:
             if queue.startswith(REPLIES):  # one client, one result
                 found.append(queue)
             elif now - self._last.get(queue, 0.0) >= QUIET:
@@ -54,12 +57,13 @@ class Teller:
     async def _tell_later(self) -> None:
         try:
             while self._later:
-                await asyncio.sleep(QUIET)
+                await asyncio.sleep(2 * QUIET)
                 queues, self._later = sorted(self._later), set()
                 now = asyncio.get_running_loop().time()
                 self._last.update(dict.fromkeys(queues, now))
                 try:
-                    await self._tell(queues)
+                    if queues:
+                        await self._tell(queues)
                 except BrokerError as error:
                     log.debug("%s: not notified of %s; polling finds it", error, ", ".join(queues))
         finally:
