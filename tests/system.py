@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -34,6 +35,7 @@ T = TypeVar("T")
 PATIENCE = float(os.environ.get("TASKQUEUE_TEST_PATIENCE", "60"))
 """Seconds after which something that must happen did not happen: much more than it takes on a busy machine."""
 POLL = 0.02  # seconds
+CARRIERS = 6  # that a test kills at random, at most
 TITLES = {"taskqueue.carrier": "taskqueue: carrier", "taskqueue.process": "taskqueue: worker "}
 
 
@@ -145,6 +147,7 @@ class Daemon(Running):
     def __init__(self, command: Sequence[object], log: Path, environment: Mapping[str, str]) -> None:
         self.command = [str(word) for word in command]
         self.log_file = log
+        self.carriers_killed = 0
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 self.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
@@ -182,6 +185,20 @@ class Daemon(Running):
 
         until(enough, f"{count} worker processes ready", timeout=timeout)
         return self.ready(group)
+
+    def kill_one(self, chance: random.Random) -> bool:
+        """SIGKILL to a worker process, or seldom to a carrier; whether there was one.
+
+        To a few carriers only: with each in a row the wait for the next one doubles, up to a minute.
+        """
+        carriers = self.carriers if chance.random() < 0.15 and self.carriers_killed < CARRIERS else []
+        victims = carriers or self.ready()
+        with contextlib.suppress(ProcessLookupError):
+            if victims:
+                os.kill(chance.choice(victims), signal.SIGKILL)
+                self.carriers_killed += victims is carriers
+                return True
+        return False
 
     def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; the exit status, or minus the signal's number."""

@@ -81,14 +81,7 @@ def daemons(system: System) -> Iterator[Callable[[random.Random], bool]]:
     config = system.config(f"[DEFAULT]\nworkers = 0\nmax_crashes = 100000\n[graphs]\nworkers = {PROCESSES}\n")
     pool = system.workerpool(config, ready=PROCESSES)
 
-    def kill(chance: random.Random) -> bool:
-        victims = pool.carriers if chance.random() < 0.15 else pool.ready()
-        if not victims:
-            return False
-        os.kill(chance.choice(victims), signal.SIGKILL)
-        return True
-
-    yield kill
+    yield pool.kill_one
     until(lambda: len(pool.ready()) == PROCESSES)
     pool.stop()
 

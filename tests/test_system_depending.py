@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -137,8 +135,4 @@ def test_graphs_come_to_their_end_whatever_is_killed(system: System, store: Stor
 def kill(pool: Daemon, chance: random.Random, over: threading.Event, kills: list[int]) -> None:
     """Kill worker processes and carriers at random until it is over; seldom in the end, for slow machines."""
     while not over.wait(chance.uniform(0.05, 0.6 if kills[0] < KILLS else 6.0)):
-        victims = pool.carriers if chance.random() < 0.15 else pool.workers
-        if victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(victims), signal.SIGKILL)
-                kills[0] += 1
+        kills[0] += pool.kill_one(chance)
