@@ -158,7 +158,9 @@ def full_rate(server: PostgreSQL, installation: Installation, minutes: float) ->
         workitem = Workitem(body=BODY.encode(), content_type="application/json", type="nothing")
         with contextlib.closing(server.admin(side.database)) as connection:
             while not stop.is_set():
-                there = connection.execute("SELECT count(*) FROM taskqueue.workitems WHERE state = 0").fetchone()
+                there = connection.execute(
+                    "SELECT count(*) FROM taskqueue.workitems WHERE state = 0 AND carrier IS NULL"
+                ).fetchone()
                 if (there or (0,))[0] < 20_000:
                     producer.send([workitem] * 5_000)
                 else:

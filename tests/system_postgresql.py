@@ -33,7 +33,7 @@ class PostgreSQLSystem(StoreSystem):
 
     def depth(self, queue: str) -> int | None:
         known = "EXISTS (SELECT FROM taskqueue.queues WHERE name = %s)"
-        waiting = "(SELECT count(*) FROM taskqueue.workitems WHERE queue = %s AND state = 0)"
+        waiting = "(SELECT count(*) FROM taskqueue.workitems WHERE queue = %s AND state = 0 AND carrier IS NULL)"
         unread = "(SELECT count(*) FROM taskqueue.history WHERE results = %s)"
         ((there, count),) = self.rows(f"SELECT {known}, {waiting} + {unread}", queue, queue, queue)
         return int(str(count)) if there or count else None

@@ -65,7 +65,7 @@ def test_what_was_not_over_runs_again_and_what_was_does_not(
 
     with PostgreSQLSystem(installation, server, server.restore(backup)) as after:
         over, not_over = ids(after, "history"), ids(after, "workitems WHERE queue = 'worker_record'")
-        lent = ids(after, "workitems WHERE queue = 'worker_record' AND state = 2")
+        lent = ids(after, "workitems WHERE queue = 'worker_record' AND carrier IS NOT NULL")
         delayed = ids(after, "workitems WHERE queue = 'worker_record' AND state = 1")
         results = after.depth("results")
         assert lent and delayed

@@ -144,7 +144,10 @@ def test_a_host_that_vanishes_in_the_middle_of_a_claim_holds_nothing_up(hosts: H
     command = [*hosts.network.enter("a"), *lending(hosts.url("a"), "worker_t", 2)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        until(lambda: hosts.system.rows("SELECT 1 FROM taskqueue.workitems WHERE state = 2"), "the small one lent")
+        until(
+            lambda: hosts.system.rows("SELECT 1 FROM taskqueue.workitems WHERE carrier IS NOT NULL"),
+            "the small one lent",
+        )
         producer.send(sent[1:], queue="worker_t")
         writing = "SELECT 1 FROM pg_stat_activity WHERE usename = 'taskqueue' AND wait_event = 'ClientWrite'"
         until(lambda: hosts.system.rows(writing), "the large one on its way")

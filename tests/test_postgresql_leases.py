@@ -58,7 +58,7 @@ def test_what_a_killed_process_had_is_lent_again_at_once_on_the_same_host(databa
 
 
 def test_a_new_carrier_gives_back_what_a_dead_one_had_before_any_worker_process_is_ready(database: Database) -> None:
-    waiting = "SELECT count(*) FROM taskqueue.workitems WHERE state = 0"
+    waiting = "SELECT count(*) FROM taskqueue.workitems WHERE state = 0 AND carrier IS NULL"
 
     async def work(broker: Broker) -> None:
         broker.consumer(QUEUE, reserve=1)
@@ -124,7 +124,7 @@ def test_a_number_that_the_server_gives_again_is_not_taken_for_what_had_it_befor
     async def work(broker: Broker) -> None:
         consumer = broker.consumer(QUEUE, reserve=2)
         first, second = await lent(consumer, 2)
-        another = "UPDATE taskqueue.workitems SET id = 'another', state = 0, carrier = NULL WHERE seq = %s"
+        another = "UPDATE taskqueue.workitems SET id = 'another', carrier = NULL WHERE seq = %s"
         database.rows(another, first.tag)
         database.rows(HANG_UP, database.name)
         assert await settle(consumer, [first, second], Done(None)) == [False, True]
@@ -140,7 +140,7 @@ def test_what_the_server_forgot_to_have_lent_is_still_who_holds_it(database: Dat
     async def work(broker: Broker) -> list[bool]:
         consumer = broker.consumer(QUEUE, reserve=2)
         held = await lent(consumer, 2)
-        database.rows("UPDATE taskqueue.workitems SET state = 0, carrier = NULL")
+        database.rows("UPDATE taskqueue.workitems SET carrier = NULL")
         database.rows(HANG_UP, database.name)
         return await settle(consumer, held, Done(None))
 

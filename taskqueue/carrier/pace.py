@@ -11,7 +11,7 @@ START_WITHIN = 0.1
 MAX_DEPTH = 128
 DEPTH_TIME = 0.005  # seconds of work that are handed over at a time
 RESERVE_TIME = 0.25  # seconds of work that are held beside what runs
-MAX_RESERVE = 2000
+MAX_RESERVE = 4000
 MAX_BATCH_BYTES = 256 * 1024
 SOON = 1.0  # seconds, about what a worker process takes to start
 

@@ -43,10 +43,11 @@ CREATE TABLE @schema@.carriers (
     renewed timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50);
 
--- What is not over: waiting (0), scheduled (1), lent (2), blocked (3).  Small at all times, and vacuumed as soon as that pays.
+-- What is not over: waiting (0), scheduled (1), blocked (3).  Small at all times, and vacuumed as soon as that pays.
+-- carrier: who was lent it; NULL: nobody was.  It is in no index, so that lending writes to none (see the manual, heap-only
+-- tuples); fillfactor: for these.  What is lent is still in the index of what waits, and is passed over.
 -- seq: the order in which they came.  It needs no index: who was lent a workitem knows the place of its row, which
--- nobody else changes.  The other indexes are partial, so that what is lent is in none; what leases depend on (carrier)
--- is in none at all.
+-- nobody else changes.
 -- sent: when this life of the workitem began; a retry goes on with it.  sender: who sent it, as user@host:pid.
 -- reference: NULL for none, so that the index serves joins, too.
 -- story: its attempts so far; running: the one under way.  (JSON, as brokers/postgresql/history.py writes it.)
@@ -61,7 +62,7 @@ CREATE TABLE @schema@.workitems (
     attempt integer NOT NULL DEFAULT 1,
     crashes integer NOT NULL DEFAULT 0,
     failures integer NOT NULL DEFAULT 0,
-    state smallint NOT NULL DEFAULT 0 CHECK (state IN (0, 1, 2, 3)),
+    state smallint NOT NULL DEFAULT 0 CHECK (state IN (0, 1, 3)),
     priority smallint NOT NULL DEFAULT 0,
     queue text NOT NULL,
     id text NOT NULL,
@@ -78,7 +79,7 @@ CREATE TABLE @schema@.workitems (
     failing text,
     body bytea NOT NULL
 ) WITH (
-    fillfactor = 70,
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.01,
     autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_cost_delay = 0,

@@ -238,8 +238,7 @@ BEGIN
     )
     SELECT
         json_agg(json_build_array(
-            t.seq, '', t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
-            t.attempt, t.crashes, t.failures, t.properties
+            t.seq, '', 0, length(t.body), t.id, t.type, t.reference, t.content_type, '', t.properties
         )),
         string_agg(t.body, '')
         INTO items, bodies

@@ -21,7 +21,6 @@ DECLARE
     batch endings[];
     finished endings[] := '{}';
     unbound bigint[];
-    held constant smallint := CASE WHEN me IS NULL THEN 0 ELSE 2 END;
 BEGIN
     counted := '{}';
     WHILE todo IS NOT NULL LOOP
@@ -31,7 +30,7 @@ BEGIN
                 place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, story text,
                 results text, timeout double precision, off boolean, unbinds boolean, at integer, size integer
             )
-            WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
                 w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story, e.results,
                 e.timeout, e.off, e.unbinds, e.at, e.size
@@ -64,15 +63,15 @@ BEGIN
         todo := (
             SELECT json_agg(e || jsonb_build_object('place', w.ctid))
             FROM jsonb_array_elements(todo::jsonb) AS e JOIN workitems w ON w.seq = (e->>'seq')::bigint
-            WHERE w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            WHERE w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
         );
     END LOOP;
     IF releases IS NOT NULL THEN
         WITH back AS (
             UPDATE workitems w
-            SET state = 0, carrier = NULL, running = '', story = coalesce(r.story, lost(w.story, w.running, w.attempt))
+            SET carrier = NULL, running = '', story = coalesce(r.story, lost(w.story, w.running, w.attempt))
             FROM json_to_recordset(releases) AS r (place tid, seq bigint, story text)
-            WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = held AND w.carrier IS NOT DISTINCT FROM me
+            WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq
         )
         SELECT array_agg(seq) INTO found FROM back;
@@ -80,9 +79,9 @@ BEGIN
         IF coalesce(cardinality(found), 0) < json_array_length(releases) THEN
             WITH back AS (
                 UPDATE workitems w
-                SET state = 0, carrier = NULL, running = '', story = lost(w.story, w.running, w.attempt)
+                SET carrier = NULL, running = '', story = lost(w.story, w.running, w.attempt)
                 WHERE w.seq = ANY (ARRAY(SELECT r.seq FROM json_to_recordset(releases) AS r (seq bigint)))
-                    AND w.state = held AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
+                    AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me AND me IS NOT NULL
                 RETURNING w.seq
             )
             SELECT array_agg(seq) INTO found FROM back;
@@ -104,9 +103,11 @@ $$;
 
 -- Lends up to `room` workitems of a queue.  after: per priority, the number behind which to begin: so the index entries of
 -- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
--- items: a list of arrays; bodies: all of their bodies behind each other, each with those of its inputs behind it.
+-- items: a list of arrays, shorter ones of what nothing has happened to yet (see rows.py, unpack); bodies: all of their bodies behind each other, each with those of its inputs behind it.
+-- marks: per priority, the last number.
 CREATE FUNCTION @schema@.claim(
-    me bigint, queue text, room integer, after json, OUT items json[], OUT bodies bytea, OUT woken text[]
+    me bigint, queue text, room integer, after json,
+    OUT items json[], OUT bodies bytea, OUT marks jsonb, OUT woken text[]
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_bitmapscan = off AS $$
@@ -119,16 +120,17 @@ DECLARE
 BEGIN
     items := '{}';
     bodies := '';
+    marks := '{}';
     woken := promote();
     IF NOT is_recorded(queue) THEN
         PERFORM bring(queue, room);
     END IF;
     FOR lane IN SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY 1 DESC LOOP
         WITH taken AS (
-            UPDATE workitems w SET state = 2, carrier = me
+            UPDATE workitems w SET carrier = me
             WHERE w.ctid = ANY (ARRAY(
                 SELECT c.ctid FROM workitems c
-                WHERE c.state = 0 AND c.queue = claim.queue AND c.priority = lane
+                WHERE c.state = 0 AND c.carrier IS NULL AND c.queue = claim.queue AND c.priority = lane
                     AND c.seq > coalesce((after->>lane::text)::bigint, 0)
                     AND (c.expires IS NULL OR c.expires > now())
                     AND NOT (wishes AND EXISTS (SELECT FROM unwanted u WHERE u.id = c.id AND u.sent = c.sent))
@@ -137,17 +139,28 @@ BEGIN
             RETURNING w.*, w.ctid AS place
         )
         SELECT
-            array_agg(json_build_array(
-                t.seq, t.place, t.priority, date_part('epoch', t.sent), length(t.body), t.expired_in, t.id, t.type,
-                t.reference, t.content_type, t.attempt, t.crashes, t.failures, t.properties, t.sender,
-                t.story, t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, whole) END
-            )),
+            array_agg(
+                CASE
+                    WHEN t.attempt = 1 AND t.failures = 0 AND t.crashes = 0 AND t.story = '' AND t.inputs IS NULL AND t.expired_in = '' THEN
+                        json_build_array(
+                            t.seq, t.place, date_part('epoch', t.sent), length(t.body), t.id, t.type, t.reference,
+                            t.content_type, t.sender, t.properties
+                        )
+                    ELSE
+                        json_build_array(
+                            t.seq, t.place, date_part('epoch', t.sent), length(t.body), t.id, t.type, t.reference,
+                            t.content_type, t.sender, t.properties, t.expired_in, t.attempt, t.crashes, t.failures,
+                            t.story, t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, whole) END
+                        )
+                END
+            ),
             string_agg(CASE WHEN t.inputs IS NULL OR NOT whole THEN t.body ELSE t.body || results_of(t.inputs) END, '')
             INTO part, blob
             FROM (SELECT * FROM taken ORDER BY seq) t;
         IF part IS NOT NULL THEN
             items := items || part;
             bodies := bodies || blob;
+            marks := marks || jsonb_build_object(lane, part[cardinality(part)]->0);
             room := room - cardinality(part);
             EXIT WHEN room <= 0;
         END IF;
@@ -206,10 +219,11 @@ BEGIN
                 FOR NO KEY UPDATE SKIP LOCKED
             ));
     END IF;
-    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3)) THEN
+    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL) THEN
         PERFORM drop_messages(ARRAY(
             SELECT ctid FROM workitems
-            WHERE expires <= now() AND state = 0 AND (queue IN ('taskqueue.dead', 'taskqueue.dropped') OR is_reply(queue))
+            WHERE expires <= now() AND state = 0 AND carrier IS NULL
+                AND (queue IN ('taskqueue.dead', 'taskqueue.dropped') OR is_reply(queue))
             LIMIT 1000 FOR UPDATE SKIP LOCKED
         ));
         PERFORM declare('taskqueue.dropped');
@@ -219,7 +233,7 @@ BEGIN
                 needs = NULL, failing = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM workitems
-                WHERE expires <= now() AND state IN (0, 3) LIMIT 1000 FOR UPDATE SKIP LOCKED
+                WHERE expires <= now() AND state IN (0, 3) AND carrier IS NULL LIMIT 1000 FOR UPDATE SKIP LOCKED
             ))
             RETURNING *
         ), work AS (
@@ -240,20 +254,22 @@ END
 $$;
 
 -- Settles and claims: one statement, one commit.  Raises TQ001 where the lease is not this carrier's any more.
--- claims: objects with number, queue, room and after.  lent: a pair of number and items for each of them.
+-- claims: objects with number, queue, room and after.  lent: number, how many were lent, and marks, for each of them.
+-- items: all that were lent, in this order, as text: the carrier has time to read it when the next statement is on its way.
 -- due: seconds until the next workitem is due; said where a claim left room.
 -- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
 -- unwanted: the numbers of what it has and somebody wants no more.
 CREATE FUNCTION @schema@.turn(
     me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
     reports json, told text[],
-    OUT counted json, OUT lent json, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
+    OUT counted json, OUT lent json, OUT items text, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
     OUT unwanted json
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
     want record;
     got record;
+    sizes json[] := '{}';
     found_all json[] := '{}';
     woken_all text[];
 BEGIN
@@ -282,7 +298,8 @@ BEGIN
         FOR want IN SELECT * FROM json_to_recordset(claims) AS c (number integer, queue text, room integer, after json)
         LOOP
             got := claim(me, want.queue, want.room, want.after);
-            found_all := found_all || json_build_array(want.number, got.items);
+            sizes := sizes || json_build_array(want.number, cardinality(got.items), got.marks);
+            found_all := found_all || got.items;
             lent_bodies := lent_bodies || got.bodies;
             woken_all := woken_all || got.woken;
             IF cardinality(got.items) < want.room THEN
@@ -290,7 +307,8 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
-    lent := array_to_json(found_all);
+    lent := array_to_json(sizes);
+    items := array_to_json(found_all);
     woken := array_to_json(woken_all);
     PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
 END
@@ -324,13 +342,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    UPDATE workitems w SET state = 0, carrier = NULL, running = ''
-        WHERE w.state = 2 AND w.carrier = me AND NOT EXISTS (
+    UPDATE workitems w SET carrier = NULL, running = ''
+        WHERE w.carrier = me AND NOT EXISTS (
             SELECT FROM json_to_recordset(held) AS h (seq bigint, id text) WHERE h.seq = w.seq AND h.id = w.id
         );
-    UPDATE workitems w SET state = 2, carrier = me
+    UPDATE workitems w SET carrier = me
         FROM json_to_recordset(held) AS h (seq bigint, id text)
-        WHERE w.state = 0 AND w.seq = h.seq AND w.id = h.id;
+        WHERE w.state = 0 AND w.carrier IS NULL AND w.seq = h.seq AND w.id = h.id;
     RETURN (
         SELECT json_build_array(
             coalesce(json_agg(w.seq) FILTER (WHERE w.carrier = me), '[]'),
@@ -357,12 +375,12 @@ $$;
 CREATE FUNCTION @schema@.bury(dead bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
-    lent constant tid[] := ARRAY(SELECT ctid FROM workitems WHERE state = 2 AND carrier = dead);
+    lent constant tid[] := ARRAY(SELECT ctid FROM workitems WHERE carrier = dead);
     free constant tid[] := ARRAY(
-        SELECT ctid FROM workitems WHERE ctid = ANY (lent) AND state = 2 AND carrier = dead FOR NO KEY UPDATE SKIP LOCKED
+        SELECT ctid FROM workitems WHERE ctid = ANY (lent) AND carrier = dead FOR NO KEY UPDATE SKIP LOCKED
     );
 BEGIN
-    UPDATE workitems SET state = 0, carrier = NULL, running = '', story = lost(story, running, attempt)
+    UPDATE workitems SET carrier = NULL, running = '', story = lost(story, running, attempt)
         WHERE ctid = ANY (free);
     IF cardinality(free) < cardinality(lent) THEN
         UPDATE carriers SET term = -1 WHERE id = dead;

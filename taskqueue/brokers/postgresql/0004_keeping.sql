@@ -4,7 +4,10 @@
 CREATE FUNCTION @schema@.letters() RETURNS json
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
     SELECT coalesce(json_agg(place), '[]')
-    FROM (SELECT ctid AS place FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' ORDER BY seq) found
+    FROM (
+        SELECT ctid AS place FROM workitems
+        WHERE state = 0 AND carrier IS NULL AND queue = 'taskqueue.dead' ORDER BY seq
+    ) found
 $$;
 
 -- Those of the chosen ones that are still there.
@@ -13,15 +16,14 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@,
 BEGIN
     SELECT
         json_agg(json_build_array(
-            t.seq, t.place, t.priority, 0, length(t.body), t.expired_in, t.id, t.type, t.reference, t.content_type,
-            t.attempt, t.crashes, t.failures, t.properties, '', '', t.inputs,
-            CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, false) END
+            t.seq, t.place, 0, length(t.body), t.id, t.type, t.reference, t.content_type, '', t.properties, t.expired_in,
+            t.attempt, t.crashes, t.failures, '', t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, false) END
         )),
         string_agg(t.body, '')
         INTO items, bodies
         FROM (
             SELECT *, ctid AS place FROM workitems w
-            WHERE w.ctid = ANY (chosen) AND w.state = 0 AND w.queue = 'taskqueue.dead' ORDER BY w.seq
+            WHERE w.ctid = ANY (chosen) AND w.state = 0 AND w.carrier IS NULL AND w.queue = 'taskqueue.dead' ORDER BY w.seq
         ) t;
 END
 $$;
@@ -67,10 +69,10 @@ BEGIN
     PERFORM pg_notify('@name@', queue) FROM unnest(doubts() || promote()) AS queue;
     dropped := 0;
     SELECT seq INTO beyond FROM workitems
-        WHERE state = 0 AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
+        WHERE state = 0 AND carrier IS NULL AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;
     IF FOUND THEN
         dropped := drop_messages(ARRAY(
-            SELECT ctid FROM workitems WHERE state = 0 AND queue = tidy.results AND seq <= beyond
+            SELECT ctid FROM workitems WHERE state = 0 AND carrier IS NULL AND queue = tidy.results AND seq <= beyond
             ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
         ));
     END IF;
@@ -79,11 +81,11 @@ BEGIN
         WHERE h.results = tidy.results ORDER BY h.ended DESC, h.seq DESC LIMIT 1 OFFSET greatest(results_max - 1, 0)
         ON CONFLICT (queue) DO UPDATE SET since = excluded.since WHERE u.since < excluded.since;
     letters := drop_messages(ARRAY(
-        SELECT ctid FROM workitems WHERE state = 0 AND queue = 'taskqueue.dead' AND expires <= now()
+        SELECT ctid FROM workitems WHERE state = 0 AND carrier IS NULL AND queue = 'taskqueue.dead' AND expires <= now()
         ORDER BY seq LIMIT tidy.most FOR UPDATE SKIP LOCKED
     ));
     UPDATE workitems SET expires = now() + make_interval(secs => dead_retention)
-        WHERE state = 0 AND queue = 'taskqueue.dead' AND expires IS NULL;
+        WHERE state = 0 AND carrier IS NULL AND queue = 'taskqueue.dead' AND expires IS NULL;
     DELETE FROM queues q USING queues other  -- of two who were first at once
         WHERE q.name = other.name AND q.priority = other.priority AND q.ctid > other.ctid;
     INSERT INTO keeping AS k

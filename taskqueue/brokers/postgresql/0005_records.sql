@@ -13,7 +13,7 @@ BEGIN
         SELECT w.ctid AS place, r.running
         FROM json_to_recordset(reports) AS r (place tid, seq bigint, running text)
             JOIN workitems w ON w.ctid = r.place AND w.seq = r.seq
-        WHERE w.state = 2 AND w.carrier = me FOR NO KEY UPDATE OF w SKIP LOCKED
+        WHERE w.carrier = me FOR NO KEY UPDATE OF w SKIP LOCKED
     ), written AS (
         UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place RETURNING w.seq, w.ctid AS place
     )
@@ -22,7 +22,7 @@ BEGIN
         WITH free AS MATERIALIZED (
             SELECT w.ctid AS place, r.running
             FROM json_to_recordset(reports) AS r (seq bigint, running text) JOIN workitems w ON w.seq = r.seq
-            WHERE w.state = 2 AND w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
+            WHERE w.carrier = me AND (found IS NULL OR w.seq <> ALL (found))
             FOR NO KEY UPDATE OF w SKIP LOCKED
         ), written AS (
             UPDATE workitems w SET running = f.running FROM free f WHERE w.ctid = f.place
@@ -92,7 +92,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_tem
 DECLARE
     withdrawn constant integer := withdraw(ARRAY(
         SELECT w.ctid FROM workitems w
-        WHERE w.id = sought AND w.state IN (0, 1, 3) AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
+        WHERE w.id = sought AND w.carrier IS NULL AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
         ORDER BY w.seq FOR UPDATE
     ));
 BEGIN
@@ -113,7 +113,7 @@ BEGIN
     PERFORM withdraw(ARRAY(
         SELECT w.place FROM unwanted u, LATERAL (
             SELECT w.ctid AS place FROM workitems w
-            WHERE w.id = u.id AND w.sent = u.sent AND w.state IN (0, 1, 3)
+            WHERE w.id = u.id AND w.sent = u.sent AND w.carrier IS NULL
                 AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
             FOR UPDATE SKIP LOCKED
         ) w
@@ -129,7 +129,7 @@ BEGIN
     RETURN (
         SELECT json_agg(DISTINCT w.seq) FROM unwanted u, LATERAL (
             SELECT w.seq FROM workitems w
-            WHERE w.id = u.id AND w.sent = u.sent AND w.state = 2 AND w.carrier = me
+            WHERE w.id = u.id AND w.sent = u.sent AND w.carrier = me
                 AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
             OFFSET 0
         ) w
@@ -141,7 +141,7 @@ $$;
 CREATE FUNCTION @schema@.pending(kind text) RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
     SELECT
-        (SELECT count(*) FROM workitems WHERE state = 0 AND queue = 'worker_' || kind)
+        (SELECT count(*) FROM workitems WHERE state = 0 AND carrier IS NULL AND queue = 'worker_' || kind)
         + (SELECT count(*) FROM workitems WHERE state = 1 AND queue = 'worker_' || kind)
         + (SELECT count(*) FROM workitems WHERE state = 3 AND queue = 'worker_' || kind)
 $$;
@@ -161,7 +161,10 @@ BEGIN
         chosen := ARRAY(SELECT ctid FROM workitems WHERE state = 1 AND queue = place LIMIT most FOR UPDATE SKIP LOCKED);
     END IF;
     IF cardinality(chosen) = 0 THEN
-        chosen := ARRAY(SELECT ctid FROM workitems WHERE state = 0 AND queue = place LIMIT most FOR UPDATE SKIP LOCKED);
+        chosen := ARRAY(
+            SELECT ctid FROM workitems WHERE state = 0 AND carrier IS NULL AND queue = place LIMIT most
+            FOR UPDATE SKIP LOCKED
+        );
     END IF;
     RETURN withdraw(chosen);
 END

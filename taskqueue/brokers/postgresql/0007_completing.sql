@@ -17,7 +17,7 @@ BEGIN
     PERFORM FROM workitems w
         WHERE w.id = complete.id AND w.seq = complete.seq AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
         FOR UPDATE;
-    SELECT w.ctid, w.state = 2 AND w.carrier = me AND EXISTS (
+    SELECT w.ctid, w.carrier IS NOT DISTINCT FROM me AND EXISTS (
             SELECT FROM carriers c WHERE c.id = me AND c.term >> 32 = lease
         ) INTO place, held
         FROM workitems w

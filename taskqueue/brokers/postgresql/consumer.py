@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
-from taskqueue.brokers.postgresql.engine import Engine
+from taskqueue.brokers.postgresql.engine import Engine, Lent
 from taskqueue.brokers.postgresql.rows import Parcel, Row
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Release
@@ -56,7 +56,7 @@ class _Share:
     rings: int = 0
     coming: int = 0  # were lent, and are still packed
 
-    def arrived(self, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
+    def arrived(self, lent: Lent | None, moved: Mapping[int, str]) -> None:
         self.consumer.arrived(self, lent, moved)
 
     def finish(self, counted: set[int], claimed: list[Row] | None, unwanted: Container[int]) -> None:
@@ -92,7 +92,7 @@ class PostgreSQLConsumer:
         self._hungry = True  # there may be something that was not looked for
         self._rings = 0
         self._later: asyncio.TimerHandle | None = None
-        self._marks: dict[int, int] = {}
+        self._marks: dict[str, int] = {}
         self._whole_at = self._last_whole = 0.0
         engine.join(self)
 
@@ -164,6 +164,7 @@ class PostgreSQLConsumer:
             self._settling.append(settling)
             for ended, row in settling.ended:
                 parcel.end(self._now_at(row), ended)
+        parcel.pack()
 
     # What the engine asks for.
 
@@ -196,12 +197,12 @@ class PostgreSQLConsumer:
         place = self._moved.pop(row.seq, None) if self._moved else None
         return row if place is None else row._replace(place=place)
 
-    def arrived(self, share: _Share, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
+    def arrived(self, share: _Share, lent: Lent | None, moved: Mapping[int, str]) -> None:
         if moved:
             self._moved.update((seq, moved[seq]) for seq in self._held() if seq in moved)
         if lent is not None:
-            share.coming = len(lent)
-            self._coming += len(lent)
+            share.coming = lent.size
+            self._coming += lent.size
             self._note(share, lent)
 
     def finish(self, share: _Share, counted: set[int], claimed: list[Row] | None, unwanted: Container[int]) -> None:
@@ -224,12 +225,11 @@ class PostgreSQLConsumer:
         elif claimed:
             self._wake.set()
 
-    def _note(self, share: _Share, lent: Sequence[Sequence[Any]]) -> None:
+    def _note(self, share: _Share, lent: Lent) -> None:
         """Where the next claim begins, and when it is worthwhile."""
         now = asyncio.get_running_loop().time()
-        filled = len(lent) >= share.room
-        last = {priority: seq for seq, _, priority, *_ in lent}
-        for priority, tag in last.items():
+        filled = lent.size >= share.room
+        for priority, tag in lent.marks.items():
             self._marks[priority] = tag if share.whole and filled else max(tag, self._marks.get(priority, 0))
         if share.whole:
             self._last_whole = now

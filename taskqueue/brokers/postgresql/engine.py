@@ -8,6 +8,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +21,19 @@ from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
 from taskqueue.store import sender
 
-__all__ = ["Engine", "Member", "Share"]
+__all__ = ["Engine", "Lent", "Member", "Share"]
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds between looks for what nobody notified of: lost notifications, dead carriers
 ADOPT_EVERY = 2.0  # seconds between looks for carriers of other hosts that are dead
+
+
+class Lent(NamedTuple):
+    """How much a claim got, and per priority the last number of it."""
+
+    size: int = 0
+    marks: Mapping[str, int] = MappingProxyType({})
 
 
 class Share(Protocol):
@@ -35,8 +43,8 @@ class Share(Protocol):
     def claim(self) -> dict[str, object] | None:
         """The claim to make, if there is one."""
 
-    def arrived(self, lent: Sequence[Sequence[Any]] | None, moved: Mapping[int, str]) -> None:
-        """The statement is through, and the next one is about to begin: what was lent, as yet packed (see `unpack`).
+    def arrived(self, lent: Lent | None, moved: Mapping[int, str]) -> None:
+        """The statement is through, and the next one is about to begin.
 
         lent: None: no claim was made, or all is lost.
         moved: where the rows are now of which something was said.
@@ -66,11 +74,12 @@ class Member(Protocol):
 
 
 class _Answer(NamedTuple):
-    """Which deliveries counted, what was lent for each claim, the bodies, the rows that have moved, queues to be told
-    of, and what somebody wants no more."""
+    """Which deliveries counted, what was lent for each claim, that as JSON (see `unpack`), the bodies, the rows that
+    have moved, queues to be told of, and what somebody wants no more."""
 
     counted: set[int]
-    lent: Sequence[tuple[int, Sequence[Sequence[Any]]]] = ()
+    lent: Mapping[int, Lent] = MappingProxyType({})
+    items: str = ""
     bodies: bytes = b""
     moved: Mapping[int, str] = MappingProxyType({})
     woken: Sequence[str] = ()
@@ -150,7 +159,6 @@ class Engine:
 
     async def _work(self) -> None:
         finish: Callable[[], None] | None = None
-        turn: asyncio.Task[_Answer] | None = None
         try:
             while True:
                 parcel = self.parcel
@@ -163,36 +171,28 @@ class Engine:
                     return
                 generation = self._link.lost
                 self._under_way = parcel.settled
-                asking = self._turn(parcel, claims)
-                if finish is None:
-                    answer = await asking
-                else:
-                    turn = asyncio.get_running_loop().create_task(asking)
-                    await asyncio.sleep(0)  # it is on its way
-                    finish()
-                    answer = await turn
+                if finish is not None:
+                    asyncio.get_running_loop().call_soon(finish)  # as soon as the statement is on its way
+                answer = await self._turn(parcel, claims)
                 self._under_way = {}
                 finish = self._arrived(answer, shares, generation)
                 if self._parcel is None:  # nothing to settle: whoever gets work has it at once
                     finish()
                     finish = None
-                await asyncio.sleep(0)  # what ends in the same turn of the event loop comes along
+                    await asyncio.sleep(0)  # what ends in the same turn of the event loop comes along
         finally:
             self._working = None
-            if turn is not None:
-                await stop(turn)
 
     def _arrived(self, answer: _Answer, shares: Sequence[Share], generation: int) -> Callable[[], None]:
         """What was lent may run only if nothing has been lost since its statement began."""
-        lent = dict(answer.lent)
         if answer.moved and self._parcel is not None:
             self._parcel.move(answer.moved)
         for number, share in enumerate(shares):
             known = share.claim is not None and generation == self._link.lost
-            share.arrived(lent.get(number, ()) if known else None, answer.moved)
+            share.arrived(answer.lent.get(number, Lent()) if known else None, answer.moved)
 
         def finish() -> None:
-            rows = _share(answer.lent, answer.bodies)
+            rows = _share(answer)
             for number, share in enumerate(shares):
                 known = share.claim is not None and generation == self._link.lost
                 share.finish(answer.counted, rows.get(number, []) if known else None, answer.unwanted)
@@ -225,11 +225,11 @@ class Engine:
                     self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
                     reports, told,
                 )  # fmt: skip
-                counted, lent, lent_bodies, due, moved, woken, unwanted = row
+                counted, lent, items, lent_bodies, due, moved, woken, unwanted = row
                 self._wait_for(due)
                 return _Answer(
-                    set(counted or ()), lent or (), lent_bodies or b"", dict(moved or ()), woken or (),
-                    set(unwanted or ()),
+                    set(counted or ()), {number: Lent(*rest) for number, *rest in lent or ()}, items, lent_bodies,
+                    dict(moved or ()), woken or (), set(unwanted or ()),
                 )  # fmt: skip
 
         def lose() -> _Answer:
@@ -329,12 +329,7 @@ class Engine:
         await self._link.close()
 
 
-def _share(lent: Sequence[tuple[int, Sequence[Sequence[Any]]]], bodies: bytes) -> dict[int, list[Row]]:
+def _share(answer: _Answer) -> dict[int, list[Row]]:
     """What each claim got, by its number."""
-    found: dict[int, list[Row]] = {}
-    at = 0
-    for number, items in lent:
-        claimed = unpack(items, bodies[at:] if at else bodies)
-        at += sum(len(row.workitem.body) + row.size for row in claimed)
-        found[number] = claimed
-    return found
+    rows = iter(unpack(json.loads(answer.items), answer.bodies) if answer.items else ())
+    return {number: list(islice(rows, lent.size)) for number, lent in answer.lent.items()}

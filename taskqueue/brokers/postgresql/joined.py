@@ -55,7 +55,7 @@ class PostgreSQLJoined:
 
 def complete(connection: object, ticket: Mapping[str, Any], ended: Ended, now: float) -> None:
     """See taskqueue.broker.complete."""
-    row = Row(ticket["seq"], "", 0, 0.0, ended.delivery.workitem, story=ticket["story"], number=ticket["number"])
+    row = Row(ticket["seq"], "", 0.0, ended.delivery.workitem, story=ticket["story"], number=ticket["number"])
     parcel = Parcel(now)
     parcel.end(row, ended)
     _, _, sends, bodies, lanes = parcel.texts()

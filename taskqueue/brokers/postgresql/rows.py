@@ -49,7 +49,6 @@ class Row(NamedTuple):
 
     seq: int
     place: str
-    priority: int
     sent: float
     workitem: Workitem
     sender: str = ""
@@ -86,6 +85,8 @@ class Parcel:
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
         self.asked: dict[str, None] | None = None
+        self._packed: list[str] = []
+        self._to_pack = 0  # the first of `ends` that is not packed
         self._lanes: dict[tuple[str, object], bool] = {}
         self._bodies: list[bytes] = []
         self._size = 0
@@ -149,6 +150,14 @@ class Parcel:
         """Some rows are somewhere else now, by their numbers."""
         for end in (*self.ends, *self.releases):
             end["place"] = moved.get(cast(int, end["seq"]), end["place"])
+        self._packed, self._to_pack = [], 0
+
+    def pack(self) -> None:
+        """Make text of what has ended so far: as long as a statement is under way, there is time for that."""
+        ends = self.ends[self._to_pack :]
+        if ends:
+            self._to_pack += len(ends)
+            self._packed.append(_encode(ends)[1:-1])
 
     def report(self, row: Row, run: Run, progress: Progress | None) -> None:
         """The delivery of `row` is running."""
@@ -257,8 +266,9 @@ class Parcel:
 
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
         """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
+        self.pack()
         return (
-            _encode(self.ends) if self.ends else None,
+            f"[{','.join(self._packed)}]" if self._packed else None,
             _encode(self.releases) if self.releases else None,
             _encode(self.sends) if self.sends else None,
             b"".join(self._bodies),
@@ -299,33 +309,31 @@ def array(numbers: Iterable[int]) -> str:
 
 
 def unpack(items: Sequence[Sequence[Any]] | None, bodies: bytes | None) -> list[Row]:
-    """Workitems as the database's functions return them."""
+    """Workitems as the database's functions return them: what has some life behind it says more."""
     found: list[Row] = []
     at = 0
     for item in items or ():
-        seq, place, priority, sent, size, late, id, type, reference, content_type, *counters, properties = item[:14]
-        attempt, crashes, failures = counters
-        sender, story, number, needed = item[14:] or ("", "", None, None)
-        more = {
-            "id": id,
-            "type": type,
-            "reference": reference or "",
-            "content_type": content_type,
-            "after": tuple(each[0] for each in needed or ()),
-            **(from_text(properties) if properties else {}),
-        }
+        seq, place, sent, size, id, type, reference, content_type, sender, properties, *past = item
+        body = (bodies or b"")[at : at + size]
+        at += size
+        if not properties and not past:  # as often, in half of the time
+            workitem = Workitem(body, id, type, content_type, reference=reference or "")
+            found.append(Row(seq, place, sent, workitem, sender))
+            continue
+        more = {"id": id, "type": type, "reference": reference or "", "content_type": content_type}
+        more |= from_text(properties)
+        late, attempt, crashes, failures, story, number, needed = past or ("", 1, 0, 0, "", None, None)
         if late:
             more["headers"] = {**more.get("headers", {}), "x-death": [{"reason": "expired", "queue": late}]}
             more["expiration"] = None
-        body = (bodies or b"")[at : at + size]
-        at += size
         inputs = []
         for each in (each for each in needed or () if len(each) > 1):
             length = each[5] or 0
             inputs.append(input_of(each, (bodies or b"")[at : at + length]))
             at += length
-        workitem = Workitem(body=body, attempt=attempt, crashes=crashes, failures=failures, **more)
-        found.append(Row(seq, place, priority, sent, workitem, sender, story, number, tuple(inputs)))
+        after = tuple(each[0] for each in needed or ())
+        workitem = Workitem(body, attempt=attempt, crashes=crashes, failures=failures, **{"after": after, **more})
+        found.append(Row(seq, place, sent, workitem, sender, story, number, tuple(inputs)))
     return found
 
 
