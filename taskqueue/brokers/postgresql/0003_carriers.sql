@@ -1,35 +1,62 @@
 -- What carriers do: a lease for each, and one statement that settles what ended and claims what comes next.
 
+-- What succeeded and has no more to say, in columns: each is one text, with \x1f between the values.  Taken apart in a
+-- fourth of the time that objects of JSON take.
+CREATE FUNCTION @schema@.succeeded(columns text[]) RETURNS TABLE (
+    place tid, seq bigint, worker text, result_type text, story text, results text, timeout double precision, at integer,
+    size integer
+)
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT
+        s.place::tid, s.seq::bigint, s.worker, s.result_type, s.story, NULLIF(s.results, ''),
+        NULLIF(s.timeout, '')::double precision, s.at::integer, s.size::integer
+    FROM ROWS FROM (
+        pg_catalog.string_to_table(columns[1], E'\x1f'), pg_catalog.string_to_table(columns[2], E'\x1f'),
+        pg_catalog.string_to_table(columns[3], E'\x1f'), pg_catalog.string_to_table(columns[4], E'\x1f'),
+        pg_catalog.string_to_table(columns[5], E'\x1f'), pg_catalog.string_to_table(columns[6], E'\x1f'),
+        pg_catalog.string_to_table(columns[7], E'\x1f'), pg_catalog.string_to_table(columns[8], E'\x1f'),
+        pg_catalog.string_to_table(columns[9], E'\x1f')
+    ) AS s (place, seq, worker, result_type, story, results, timeout, at, size)
+$$;
+
 -- Ends deliveries of a carrier, and stores what that implies.  me: null for workitems that are lent to nobody.
 -- One that is not the carrier's any more does not count, and nothing is done for it: this is the fence.
 -- place: where the row is, as the claim or the last report said; only VACUUM FULL and the like move rows beside that, and
 -- they are looked for then.
+-- successes: what `succeeded` takes apart; ends: all else that has ended.
 -- state: of what has ended; with a story, all of it is kept; off: nothing.  results: the queue whose readers get the
 -- result out of the history.  timeout: seconds that the result is kept.  unbinds: what it depends on is of no use any more.
 -- sender: who sends what has no other one.  patient: who waits for what has ended is told after this transaction.
 -- counted: the numbers of those that count.  woken: the queues in which there may be something because of them.
 CREATE FUNCTION @schema@.settle(
-    me bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, patient boolean DEFAULT false,
-    OUT counted bigint[], OUT woken text[]
+    me bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text,
+    patient boolean DEFAULT false, OUT counted bigint[], OUT woken text[]
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     found bigint[];
     todo json := ends;
-    all_ended boolean := true;
+    all_ended boolean;
+    wanted constant integer := coalesce(json_array_length(ends), 0) + (SELECT count(*) FROM succeeded(successes));
     batch endings[];
     finished endings[] := '{}';
     unbound bigint[];
 BEGIN
     counted := '{}';
-    WHILE todo IS NOT NULL LOOP
-        WITH gone AS (
-            DELETE FROM workitems w
-            USING json_to_recordset(todo) AS e (
+    WHILE cardinality(counted) < wanted LOOP
+        WITH ended AS (
+            SELECT
+                place, seq, 'succeeded' AS state, NULL::integer AS crashes, worker, NULL::text AS error, result_type, story,
+                results, timeout, NULL::boolean AS off, NULL::boolean AS unbinds, at, size
+            FROM succeeded(successes)
+            UNION ALL
+            SELECT * FROM json_to_recordset(todo) AS e (
                 place tid, seq bigint, state text, crashes integer, worker text, error text, result_type text, story text,
                 results text, timeout double precision, off boolean, unbinds boolean, at integer, size integer
             )
+        ), gone AS (
+            DELETE FROM workitems w USING ended e
             WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
                 w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story, e.results,
@@ -58,14 +85,20 @@ BEGIN
         IF unbound IS NOT NULL THEN
             DELETE FROM dependencies d WHERE d.dependent = ANY (unbound);
         END IF;
-        all_ended := cardinality(counted) = json_array_length(ends);
-        EXIT WHEN all_ended;
+        EXIT WHEN cardinality(counted) = wanted;
         todo := (
             SELECT json_agg(e || jsonb_build_object('place', w.ctid))
-            FROM jsonb_array_elements(todo::jsonb) AS e JOIN workitems w ON w.seq = (e->>'seq')::bigint
+            FROM (
+                SELECT to_jsonb(s) || '{"state": "succeeded"}' AS e FROM succeeded(successes) s
+                UNION ALL
+                SELECT jsonb_array_elements(todo::jsonb)
+            ) AS missed JOIN workitems w ON w.seq = (e->>'seq')::bigint
             WHERE w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
         );
+        EXIT WHEN todo IS NULL;
+        successes := NULL;
     END LOOP;
+    all_ended := cardinality(counted) = wanted;
     IF releases IS NOT NULL THEN
         WITH back AS (
             UPDATE workitems w
@@ -260,7 +293,7 @@ $$;
 -- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
 -- unwanted: the numbers of what it has and somebody wants no more.
 CREATE FUNCTION @schema@.turn(
-    me bigint, my_term bigint, ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
+    me bigint, my_term bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
     reports json, told text[],
     OUT counted json, OUT lent json, OUT items text, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
     OUT unwanted json
@@ -277,12 +310,12 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'carrier % has lost its lease', me USING ERRCODE = 'TQ001';
     END IF;
-    IF ends IS NULL AND releases IS NULL AND sends IS NULL THEN
+    IF successes IS NULL AND ends IS NULL AND releases IS NULL AND sends IS NULL THEN
         -- A crash of the server may lose a claim: see `resume`.
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
         SELECT to_json(s.counted), s.woken INTO counted, woken_all
-            FROM settle(me, ends, releases, sends, bodies, lanes, sender) s;
+            FROM settle(me, successes, ends, releases, sends, bodies, lanes, sender) s;
     END IF;
     IF EXISTS (SELECT FROM endings) THEN
         woken_all := woken_all || doubts();

@@ -35,7 +35,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_tem
 DECLARE
     done record;
 BEGIN
-    SELECT * INTO done FROM settle(NULL, ends, NULL, sends, bodies, lanes, sender);
+    SELECT * INTO done FROM settle(NULL, NULL, ends, NULL, sends, bodies, lanes, sender);
     IF cardinality(told) > 0 THEN
         PERFORM pg_notify('@name@', queue) FROM unnest(told || done.woken) AS queue;
     END IF;

@@ -27,7 +27,7 @@ BEGIN
             'its lease, and somebody else has it or will', complete.id USING ERRCODE = 'TQ001';
     END IF;
     ending := jsonb_build_array(ending || jsonb_build_object('seq', complete.seq, 'place', place));
-    SELECT s.woken INTO woken FROM settle(me, ending::json, NULL, sends, bodies, lanes, sender, true) s;
+    SELECT s.woken INTO woken FROM settle(me, NULL, ending::json, NULL, sends, bodies, lanes, sender, true) s;
     IF cardinality(told) > 0 THEN
         PERFORM pg_notify('@name@', queue) FROM unnest(told || woken) AS queue;
     END IF;

@@ -164,7 +164,6 @@ class PostgreSQLConsumer:
             self._settling.append(settling)
             for ended, row in settling.ended:
                 parcel.end(self._now_at(row), ended)
-        parcel.pack()
 
     # What the engine asks for.
 

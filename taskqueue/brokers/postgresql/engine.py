@@ -144,7 +144,7 @@ class Engine:
     def parcel(self) -> Parcel:
         """What the next statement settles: it is made up while the server is at the one before."""
         if self._parcel is None:
-            self._parcel = Parcel(self.clock.wall())
+            self._parcel = Parcel(self.clock.wall(), in_columns=True)
         return self._parcel
 
     def poke(self) -> None:
@@ -165,7 +165,7 @@ class Engine:
                 shares = [member.begin(parcel) for member in self.members]
                 self._parcel = None
                 claims = [{"number": n, **share.claim} for n, share in enumerate(shares) if share.claim is not None]
-                if not (claims or parcel.ends or parcel.releases or parcel.asks):
+                if not (claims or parcel.settled or parcel.asks):
                     if finish is not None:
                         finish()
                     return
@@ -202,6 +202,7 @@ class Engine:
 
     async def _turn(self, parcel: Parcel, claims: list[dict[str, object]]) -> _Answer:
         """Settle, claim, and say what runs."""
+        successes = parcel.successes()
         ends, releases, sends, bodies, lanes = parcel.texts()
         wanted = json.dumps(claims) if claims else None
         reports = json.dumps(parcel.reports) if parcel.reports else None
@@ -221,9 +222,9 @@ class Engine:
                 told = self._teller.now(parcel.told) if self._teller is not None else []
                 row = await self._link.row(
                     connection,
-                    "SELECT * FROM {}.turn(%s, %s, %s, %s, %s, %b, %s, %s, %s, %s, %s)",
-                    self._link.carrier, self._link.term, ends, releases, sends, bodies, lanes, self._sender, wanted,
-                    reports, told,
+                    "SELECT * FROM {}.turn(%s, %s, %b::text[], %s, %s, %s, %b, %s, %s, %s, %s, %s)",
+                    self._link.carrier, self._link.term, successes, ends, releases, sends, bodies, lanes, self._sender,
+                    wanted, reports, told,
                 )  # fmt: skip
                 counted, lent, items, lent_bodies, due, moved, woken, unwanted = row
                 self._wait_for(due)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 from taskqueue.broker import Ended, Input
 from taskqueue.brokers.postgresql.history import Past, input_of, past
 from taskqueue.depending import passes, result_ends
+from taskqueue.lifecycle import State
 from taskqueue.outcome import effects, ignores_result
 from taskqueue.properties import from_text, to_text
 from taskqueue.record import Progress, Run, is_recorded, results_queue
@@ -31,6 +32,7 @@ MAX_NAME = 255  # characters in the name of a queue
 MAX_INDEXED = 500  # characters of what is indexed: an entry of a btree has room for 2,700 bytes
 MAX_SECONDS = 100 * 365 * 86400.0
 MAX_INTEGER = (1 << 31) - 1
+_BETWEEN = "\x1f"  # values in a column
 _KEPT = ("id", "type", "reference", "content_type")
 
 COPIED = "queue, id, type, content_type, properties, priority, sender, reference, body"
@@ -75,8 +77,11 @@ class Parcel:
     asked: what some that are sent depend on, unless that was sent before them in the same call; None: none does.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, in_columns: bool = False) -> None:
+        """in_columns: what succeeded is asked for by `successes`; else it is among `ends`, too."""
         self.now = now
+        self._in_columns = in_columns
+        self._successes: list[tuple[str, ...]] = []
         self.ends: list[dict[str, object]] = []
         self.releases: list[dict[str, object]] = []
         self.sends: list[dict[str, Any]] = []
@@ -85,8 +90,6 @@ class Parcel:
         self.told: set[str] = set()
         self.settled: dict[int, str] = {}
         self.asked: dict[str, None] | None = None
-        self._packed: list[str] = []
-        self._to_pack = 0  # the first of `ends` that is not packed
         self._lanes: dict[tuple[str, object], bool] = {}
         self._bodies: list[bytes] = []
         self._size = 0
@@ -106,9 +109,10 @@ class Parcel:
             self.releases.append(end)
             self.told.add(queue)
             return
-        if before is not None and before.state is not None:
-            end |= self._kept(before, ended, results)
-        self.ends.append(end)
+        if before is None or not self._succeeded(row, before, ended, results):
+            if before is not None and before.state is not None:
+                end |= self._kept(before, ended, results)
+            self.ends.append(end)
         goes_on = False
         for send in todo.sends:
             item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
@@ -122,6 +126,25 @@ class Parcel:
                     item |= {"after": [], "failing": _failing(send.workitem)}
         if row.number is not None and not goes_on:
             end["unbinds"] = True
+
+    def _succeeded(self, row: Row, before: Past, ended: Ended, results: str) -> bool:
+        """Put what nearly always happens into columns, where these can tell all of it."""
+        result = before.result
+        if before.state != State.SUCCEEDED or result is None or row.number is not None or not self._in_columns:
+            return False
+        worker, content_type = clean(ended.rules.worker), clean(result.content_type)
+        if _BETWEEN in worker or _BETWEEN in content_type or _BETWEEN in results:
+            return False
+        at, size = self._place(result.body)
+        timeout = result_ends(ended.delivery.workitem, 0.0)
+        kept = "" if timeout is None else str(min(timeout, MAX_SECONDS))
+        self._successes.append(
+            (row.place, str(row.seq), worker, content_type, before.story, results, kept, str(at), str(size))
+        )
+        self.told.add(ENDED)
+        if results:
+            self.told.add(results)
+        return True
 
     def _kept(self, before: Past, ended: Ended, results: str) -> dict[str, object]:
         """What the history gets of what has ended; results: the queue whose readers get the result from there."""
@@ -150,14 +173,7 @@ class Parcel:
         """Some rows are somewhere else now, by their numbers."""
         for end in (*self.ends, *self.releases):
             end["place"] = moved.get(cast(int, end["seq"]), end["place"])
-        self._packed, self._to_pack = [], 0
-
-    def pack(self) -> None:
-        """Make text of what has ended so far: as long as a statement is under way, there is time for that."""
-        ends = self.ends[self._to_pack :]
-        if ends:
-            self._to_pack += len(ends)
-            self._packed.append(_encode(ends)[1:-1])
+        self._successes = [(moved.get(int(seq), place), seq, *rest) for place, seq, *rest in self._successes]
 
     def report(self, row: Row, run: Run, progress: Progress | None) -> None:
         """The delivery of `row` is running."""
@@ -264,11 +280,14 @@ class Parcel:
             [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
         )
 
+    def successes(self) -> list[str] | None:
+        """What succeeded and has no more to say, in columns, as the database's function `succeeded` takes it."""
+        return [_BETWEEN.join(column) for column in zip(*self._successes, strict=True)] or None
+
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
         """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
-        self.pack()
         return (
-            f"[{','.join(self._packed)}]" if self._packed else None,
+            _encode(self.ends) if self.ends else None,
             _encode(self.releases) if self.releases else None,
             _encode(self.sends) if self.sends else None,
             b"".join(self._bodies),
