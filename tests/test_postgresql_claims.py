@@ -8,6 +8,7 @@ import json
 import time
 
 import psycopg
+import pytest
 from embedded import drain, run, send
 from lending import QUEUE, Database
 
@@ -60,6 +61,38 @@ def test_a_settle_claims_along_and_no_empty_claim_follows_it(database: Database)
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert made["claim"] < 150
+
+
+LOOKED_AT = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'workitems'"
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("how", ["successes", "ends", "releases"])
+def test_what_a_settle_looks_at_does_not_grow_with_what_waits(database: Database, how: str, analyzed: bool) -> None:
+    send(database.url, *[b"x"] * 3000)
+    want = json.dumps([{"number": 0, "queue": QUEUE, "room": 50, "after": {}}])
+    with contextlib.closing(database.server.admin(database.name)) as connection:
+        if analyzed:
+            connection.execute("ANALYZE taskqueue.workitems")
+        (me,) = connection.execute("SELECT taskqueue.register(1, '', '', 1, 1, 10, 0)").fetchone() or ()
+        lend = "SELECT items FROM taskqueue.turn(%s, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, %s, NULL, NULL)"
+        (items,) = connection.execute(lend.encode(), (me, want)).fetchone() or ()
+        places = [(place, str(seq)) for seq, place, *_ in json.loads(items)]
+        objects = [{"place": place, "seq": int(seq), "state": "succeeded"} for place, seq in places]
+        columns = ["\x1f".join(column) for column in zip(*places, strict=True)]
+        given: dict[str, object] = {"successes": columns, "ends": json.dumps(objects), "releases": json.dumps(objects)}
+
+        connection.execute("BEGIN")
+        settle = (
+            "SELECT counted FROM taskqueue.turn(%s, 1, %b::text[], %s, %s, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
+        )
+        settled = [given[name] if name == how else None for name in ("successes", "ends", "releases")]
+        (counted,) = connection.execute(settle.encode(), (me, *settled)).fetchone() or ()
+        ((looked_at,),) = connection.execute(LOOKED_AT).fetchall()
+        connection.execute("ROLLBACK")
+
+    assert len(counted) == 50
+    assert looked_at <= 50
 
 
 def test_what_was_sent_by_one_who_committed_late_is_found(database: Database) -> None:

@@ -33,7 +33,7 @@ CREATE FUNCTION @schema@.settle(
     patient boolean DEFAULT false, OUT counted bigint[], OUT woken text[]
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+@by_index@ SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     found bigint[];
     todo json := ends;
@@ -57,7 +57,7 @@ BEGIN
             )
         ), gone AS (
             DELETE FROM workitems w USING ended e
-            WHERE w.ctid = e.place AND w.seq = e.seq AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
+            WHERE w.ctid = e.place AND w.seq = e.seq AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
                 w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story, e.results,
                 e.timeout, e.off, e.unbinds, e.at, e.size
@@ -104,7 +104,7 @@ BEGIN
             UPDATE workitems w
             SET carrier = NULL, running = '', story = coalesce(r.story, lost(w.story, w.running, w.attempt))
             FROM json_to_recordset(releases) AS r (place tid, seq bigint, story text)
-            WHERE w.ctid = r.place AND w.seq = r.seq AND w.state = 0 AND w.carrier IS NOT DISTINCT FROM me
+            WHERE w.ctid = r.place AND w.seq = r.seq AND w.carrier IS NOT DISTINCT FROM me
             RETURNING w.seq
         )
         SELECT array_agg(seq) INTO found FROM back;
