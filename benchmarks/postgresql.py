@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import psycopg
+
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP / "tests"))
 
@@ -210,6 +212,22 @@ def pgbench(server: PostgreSQL, script: str, *options: str, rows: int = 0) -> fl
     return float(found[1])
 
 
+def insert(server: PostgreSQL, count: int) -> float:
+    """Rows a second that a program in Python inserts one by one, over the same kind of connection as a producer's."""
+    database = server.database()
+    server.role(server.user)
+    with (
+        contextlib.closing(server.admin(database)) as owner,
+        contextlib.closing(psycopg.connect(server.url(database), autocommit=True)) as connection,
+    ):
+        owner.execute(f"{TABLE} GRANT ALL ON bench TO {server.user}".encode())
+        cursor = connection.cursor()
+        begun = time.perf_counter()
+        for _ in range(count):
+            cursor.execute("INSERT INTO bench (state, body) VALUES (0, %s)", (BODY,), prepare=True)
+        return count / (time.perf_counter() - begun)
+
+
 def one_round(server: PostgreSQL, make: Callable[[], Ours | Peer], count: int, trips: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="taskqueue-bench-", dir="/tmp") as place:
         directory = Path(place)
@@ -234,6 +252,7 @@ def bare_round(server: PostgreSQL, count: int) -> dict[str, float]:
     return {
         "drain, /s": claims * 100,
         "single send, /s": pgbench(server, INSERT, "-c", "1", "-T", "3"),
+        "single send, psycopg, /s": insert(server, 2000),
     }
 
 

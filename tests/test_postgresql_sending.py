@@ -154,6 +154,45 @@ def test_a_program_goes_on_when_a_function_was_replaced_that_it_has_prepared(pos
     assert count == (6,)
 
 
+TRAP = "LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''trapped''; END'"
+TRAPS = [
+    "CREATE SCHEMA trap",
+    "GRANT USAGE ON SCHEMA trap TO PUBLIC",
+    "CREATE TABLE trap.queues (name text, priority smallint)",
+    "CREATE TABLE trap.workitems (LIKE taskqueue.workitems INCLUDING ALL)",
+    f"CREATE FUNCTION trap.pg_notify(text, text) RETURNS void {TRAP}",
+    f"CREATE FUNCTION trap.now() RETURNS timestamptz {TRAP}",
+]
+for operator, left, right, result in [
+    ("=", "text", "text", "boolean"),
+    ("=", "smallint", "smallint", "boolean"),
+    ("+", "timestamptz", "interval", "timestamptz"),
+    ("+", "double precision", "double precision", "double precision"),
+]:
+    TRAPS += [
+        f"CREATE FUNCTION trap.fall({left}, {right}) RETURNS {result} {TRAP}",
+        f"CREATE OPERATOR trap.{operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = trap.fall)",
+    ]
+
+
+def test_what_runs_with_the_owners_rights_falls_into_no_trap_of_the_callers(
+    postgresql: PostgreSQL, url: str, shop: psycopg.Connection
+) -> None:
+    """Its search_path: one that the function sets, or none where all names are whole."""
+    with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as owner:
+        owner.execute(";".join(TRAPS).encode())
+        without = (
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'taskqueue'::regnamespace AND prosecdef "
+            "AND NOT coalesce(array_to_string(proconfig, ' '), '') ~ 'search_path=pg_catalog, taskqueue, pg_temp'"
+        )
+        assert owner.execute(without.encode()).fetchall() == [("put_one",)]
+    shop.execute("SET search_path = trap, pg_catalog")
+    for known in (False, True):
+        put = "'worker_invoice', '1', 'invoice', '', '', 0::smallint, '', NULL, 'x', 0.0, 60.0"
+        shop.execute(f"SELECT taskqueue.put_one({put}, {known}, true)".encode())
+    assert len(received(url, 2)) == 2
+
+
 def test_many_are_sent_by_copy(url: str, shop: psycopg.Connection) -> None:
     with (
         shop.cursor() as cursor,

@@ -81,31 +81,33 @@ BEGIN
 END
 $$;
 
--- The same for one workitem, which is all of `body`: in a third of the time.
-CREATE FUNCTION @schema@.put_one(item json, body bytea, sender text, tell boolean) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
-DECLARE
-    place constant text := item->>'queue';
-    lane constant smallint := coalesce((item->>'priority')::smallint, 0);
-    delay constant double precision := (item->>'delay')::double precision;
+-- The same for one workitem, column by column: in a quarter of the time.  delay, lifetime: seconds from now on.  known: the
+-- queue has this priority.  Without a search_path of its own, which costs as much as one of its statements: so all names
+-- are whole.
+CREATE FUNCTION @schema@.put_one(
+    queue text, id text, type text, content_type text, properties text, priority smallint, sender text, reference text,
+    body bytea, delay double precision, lifetime double precision, known boolean, tell boolean
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = lane) THEN
-        INSERT INTO queues VALUES (place, lane);
+    IF NOT known AND NOT EXISTS (
+        SELECT FROM @schema@.queues q
+        WHERE q.name OPERATOR(pg_catalog.=) put_one.queue AND q.priority OPERATOR(pg_catalog.=) put_one.priority
+    ) THEN
+        INSERT INTO @schema@.queues VALUES (queue, priority);
     END IF;
-    INSERT INTO workitems (
-        due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
-        properties, body
+    INSERT INTO @schema@.workitems (
+        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
     )
         VALUES (
-            now() + make_interval(secs => delay),
-            now() + make_interval(secs => coalesce(delay, 0) + (item->>'lifetime')::double precision),
-            coalesce((item->>'attempt')::integer, 1), coalesce((item->>'crashes')::integer, 0),
-            coalesce((item->>'failures')::integer, 0), CASE WHEN delay IS NULL THEN 0 ELSE 1 END,
-            lane, place, item->>'id', item->>'type', nullif(item->>'reference', ''), sender, item->>'content_type',
-            coalesce(item->>'properties', ''), body
+            pg_catalog.now() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => delay),
+            pg_catalog.now() OPERATOR(pg_catalog.+)
+                pg_catalog.make_interval(secs => COALESCE(delay, 0) OPERATOR(pg_catalog.+) lifetime),
+            CASE WHEN delay IS NULL THEN 0 ELSE 1 END, priority, queue, id, type, reference, sender, content_type, properties,
+            body
         );
     IF tell THEN
-        PERFORM pg_notify('@name@', place);
+        PERFORM pg_catalog.pg_notify('@name@', queue);
     END IF;
 END
 $$;

@@ -25,6 +25,7 @@ __all__ = ["PostgreSQLProducer", "addressed", "parcels"]
 _MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
 _INSERT = f"INSERT INTO {{}}.workitems ({COPIED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %b)"
 _INSERT_AND_TELL = f"WITH sent AS ({_INSERT}) SELECT pg_notify({{name}}, %s)"
+_PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
 COPY_FROM = 200  # workitems in a call for which COPY pays
 CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
 CHUNK_BYTES = 64 * 1024 * 1024
@@ -75,14 +76,12 @@ class PostgreSQLProducer:
                     for parcel in todo:
                         self._put_all(connection, parcel, sole)
                         sole = None
-            elif len(items) > 1 or sole or todo[0].asked is not None:
+            elif sole or (one := todo[0].one(self._sender)) is None:
                 self._put_all(connection, todo[0], sole)
             elif not self._insert(connection, todo[0]):
-                item, body = todo[0].only()
-                self._sending.do(
-                    connection, "SELECT {}.put_one(%s, %b, %s, %s)", item, body, self._sender, self._place.notify
-                )
-                self._known |= todo[0].lanes_sent_to
+                lanes = todo[0].lanes_sent_to
+                self._sending.do(connection, _PUT_ONE, *one, lanes <= self._known, self._place.notify)
+                self._known |= lanes
 
     def _insert(self, connection: psycopg.Connection, parcel: Parcel) -> bool:
         """Send one by an INSERT, in two thirds of the time; False where the role may not, or there is more to say."""

@@ -39,6 +39,7 @@ COPIED = "queue, id, type, content_type, properties, priority, sender, reference
 """The columns that `Parcel.copied` has values for."""
 
 _SAID_BY_COPY = frozenset(("queue", "id", "type", "content_type", "properties", "priority", "reference", "at", "size"))
+_SAID_BY_ONE = _SAID_BY_COPY | {"delay", "lifetime"}
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -233,14 +234,17 @@ class Parcel:
         self._last = body, at
         return at, len(body)
 
-    def only(self) -> tuple[str, bytes]:
-        """The one workitem that is sent, as the database's function takes it, and its body."""
-        return _encode(self.sends[0]), self._bodies[0]
-
     @property
     def is_copied(self) -> bool:
         """Whether the columns COPIED can say all of it."""
         return all(item.keys() <= _SAID_BY_COPY for item in self.sends)
+
+    def one(self, sender: str) -> tuple[object, ...] | None:
+        """The one workitem that is sent, as the database's function `put_one` takes it; None: there is more to say."""
+        item = self.sends[0]
+        if len(self.sends) > 1 or not item.keys() <= _SAID_BY_ONE:
+            return None
+        return (*self.columns(sender), item.get("delay"), item.get("lifetime"))
 
     def columns(self, sender: str) -> tuple[object, ...]:
         """The values of COPIED for the one workitem that is sent."""
