@@ -11,11 +11,15 @@ LANGUAGE sql IMMUTABLE AS $$
         s.place::tid, s.seq::bigint, s.worker, s.result_type, s.story, NULLIF(s.results, ''),
         NULLIF(s.timeout, '')::double precision, s.at::integer, s.size::integer
     FROM ROWS FROM (
-        pg_catalog.string_to_table(columns[1], E'\x1f'), pg_catalog.string_to_table(columns[2], E'\x1f'),
-        pg_catalog.string_to_table(columns[3], E'\x1f'), pg_catalog.string_to_table(columns[4], E'\x1f'),
-        pg_catalog.string_to_table(columns[5], E'\x1f'), pg_catalog.string_to_table(columns[6], E'\x1f'),
-        pg_catalog.string_to_table(columns[7], E'\x1f'), pg_catalog.string_to_table(columns[8], E'\x1f'),
-        pg_catalog.string_to_table(columns[9], E'\x1f')
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[1], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[2], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[3], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[4], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[5], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[6], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[7], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[8], E'\x1f')),
+        pg_catalog.unnest(pg_catalog.string_to_array(columns[9], E'\x1f'))
     ) AS s (place, seq, worker, result_type, story, results, timeout, at, size)
 $$;
 
