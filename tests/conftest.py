@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ SABOTAGE = os.environ.get("TASKQUEUE_SABOTAGE", "")
 
 def pytest_configure() -> None:
     """Apply the sabotage that a run is for (tests/sabotage)."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it for what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start would ignore it, too
     if SABOTAGE:
         importlib.import_module(f"sabotage.{SABOTAGE}")
 

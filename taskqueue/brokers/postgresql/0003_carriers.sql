@@ -42,7 +42,8 @@ DECLARE
     found bigint[];
     todo json := ends;
     all_ended boolean;
-    wanted constant integer := coalesce(json_array_length(ends), 0) + (SELECT count(*) FROM succeeded(successes));
+    wanted constant integer := coalesce(json_array_length(ends), 0)
+        + coalesce(cardinality(string_to_array(successes[2], E'\x1f')), 0);
     batch endings[];
     finished endings[] := '{}';
     unbound bigint[];
