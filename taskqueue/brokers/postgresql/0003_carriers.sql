@@ -141,8 +141,8 @@ $$;
 
 -- Lends up to `room` workitems of a queue.  after: per priority, the number behind which to begin: so the index entries of
 -- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
--- items: a list of arrays, shorter ones of what nothing has happened to yet (see rows.py, unpack); bodies: all of their bodies behind each other, each with those of its inputs behind it.
--- marks: per priority, the last number.
+-- items: a list of arrays, shorter ones of what nothing has happened to yet (see `unpack` in rows.py); bodies: all of their
+-- bodies behind each other, each with those of its inputs behind it.  marks: per priority, the last number.
 CREATE FUNCTION @schema@.claim(
     me bigint, queue text, room integer, after json,
     OUT items json[], OUT bodies bytea, OUT marks jsonb, OUT woken text[]
@@ -179,7 +179,9 @@ BEGIN
         SELECT
             array_agg(
                 CASE
-                    WHEN t.attempt = 1 AND t.failures = 0 AND t.crashes = 0 AND t.story = '' AND t.inputs IS NULL AND t.expired_in = '' THEN
+                    WHEN t.attempt = 1 AND t.failures = 0 AND t.crashes = 0 AND t.story = '' AND t.inputs IS NULL
+                        AND t.expired_in = ''
+                    THEN
                         json_build_array(
                             t.seq, t.place, date_part('epoch', t.sent), length(t.body), t.id, t.type, t.reference,
                             t.content_type, t.sender, t.properties
@@ -257,7 +259,9 @@ BEGIN
                 FOR NO KEY UPDATE SKIP LOCKED
             ));
     END IF;
-    IF EXISTS (SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL) THEN
+    IF EXISTS (
+        SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL
+    ) THEN
         PERFORM drop_messages(ARRAY(
             SELECT ctid FROM workitems
             WHERE expires <= now() AND state = 0 AND carrier IS NULL
@@ -298,10 +302,10 @@ $$;
 -- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
 -- unwanted: the numbers of what it has and somebody wants no more.
 CREATE FUNCTION @schema@.turn(
-    me bigint, my_term bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text, claims json,
-    reports json, told text[],
-    OUT counted json, OUT lent json, OUT items text, OUT lent_bodies bytea, OUT due double precision, OUT moved json, OUT woken json,
-    OUT unwanted json
+    me bigint, my_term bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text,
+    claims json, reports json, told text[],
+    OUT counted json, OUT lent json, OUT items text, OUT lent_bodies bytea, OUT due double precision, OUT moved json,
+    OUT woken json, OUT unwanted json
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
