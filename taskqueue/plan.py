@@ -103,8 +103,8 @@ def is_failing(deaths: Deaths | None, *, now: float) -> bool:
 
 
 def process_of(group: Group) -> Group:
-    """All of `group` that a process is started for: how many there are of it makes no difference to one."""
-    return replace(group, workers=0)
+    """All of `group` that a process is started for: neither how many there are of it nor how long records are kept."""
+    return replace(group, workers=0, history_retention=None, history_max=None)
 
 
 def want(config: Config) -> Counter[Group]:
@@ -117,7 +117,7 @@ def plan(
 ) -> list[Action]:
     """Decide how to get from `children` to the processes that are wanted.
 
-    A process whose group is wanted unchanged, but for the number of processes, is left alone; others are stopped.
+    A process whose group is wanted unchanged, as far as `process_of` says, is left alone; others are stopped.
     Of too many the youngest are stopped.  A group never has more processes than wanted: a new one is started
     when an old one of the same name has ended, not when it is told to.  One that is recycled does not count: its
     successor is started ahead, and gets its first workitem when it may work in its place.

@@ -142,4 +142,5 @@ class TestDeaths:
 
     def test_a_process_is_all_of_its_group_but_the_number(self) -> None:
         assert process_of(A) == process_of(replace(A, workers=9))
+        assert process_of(A) == process_of(replace(A, history_retention=60.0, history_max=7))
         assert process_of(A) != process_of(replace(A, user="bifh1"))
