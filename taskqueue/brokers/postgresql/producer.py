@@ -84,7 +84,7 @@ class PostgreSQLProducer:
                 self._known |= lanes
 
     def _insert(self, connection: psycopg.Connection, parcel: Parcel) -> bool:
-        """Send one by an INSERT, in two thirds of the time; False where the role may not, or there is more to say."""
+        """Send one by an INSERT; False where the role may not, or there is more to say."""
         if not (parcel.lanes_sent_to <= self._known and parcel.is_copied and self._may_copy(connection)):
             return False
         values = parcel.columns(self._sender)
