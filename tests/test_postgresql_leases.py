@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 
+import pytest
 from embedded import run, send
 from lender import lender
 from lending import QUEUE, Database, lent, settle
@@ -165,16 +166,17 @@ def test_a_lease_of_the_same_number_is_not_taken_for_ones_own(database: Database
     run(database.url, work)
 
 
-def test_what_was_settled_is_over_though_its_row_has_moved(database: Database) -> None:
+@pytest.mark.parametrize("outcome", [Done(None), Done(Payload(b"1"))])
+def test_what_was_settled_is_over_though_its_row_has_moved(database: Database, outcome: Done) -> None:
     async def work(broker: Broker) -> None:
         consumer = broker.consumer(QUEUE, reserve=3)
         first, second, third = await lent(consumer, 3)
-        assert await settle(consumer, [first], Done(None)) == [True]
+        assert await settle(consumer, [first], outcome) == [True]
         database.rows("VACUUM FULL taskqueue.workitems")
         database.rows("UPDATE taskqueue.workitems SET failures = 0")
-        assert await settle(consumer, [second], Done(None)) == [True]
+        assert await settle(consumer, [second], outcome) == [True]
         assert await settle(consumer, [third], Release()) == [True]
-        assert await settle(consumer, await lent(consumer, 1), Done(None)) == [True]
+        assert await settle(consumer, await lent(consumer, 1), outcome) == [True]
 
     send(database.url, b"1", b"2", b"3")
     run(database.url, work)
