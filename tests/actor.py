@@ -14,7 +14,8 @@ from typing import Any
 from taskqueue.broker import Delivery, Ended, Lease
 from taskqueue.carrier.worker_process import WorkerProcess
 from taskqueue.config import Group
-from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
+from taskqueue.process.protocol import Frames, Kind, pack
+from taskqueue.process.shared import MARK
 from taskqueue.workitem import Workitem
 
 GROUP = Group(name="g", type="t", retries=1, retry_delay=10.0)
@@ -84,7 +85,7 @@ class Actor:
         self.process._wire.read()
 
     def mark(self, number: int, slot: int = 0) -> None:
-        os.pwrite(self.memory, START_MARK.pack(number), slot * START_MARK.size)
+        os.pwrite(self.memory, MARK.pack(number), slot * MARK.size)
 
     def told(self) -> list[Kind]:
         """What it was told since the last call."""

@@ -62,6 +62,14 @@ class Worker(BaseWorker):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.workitem.attempt
 
+    def tally(self, file: str, number: int, crash: bool) -> int:
+        """Leave a number in a file; crash: and die of it, the first time."""
+        with open(file, "a") as tally:
+            tally.write(f"{number}\n")
+        if crash and self.workitem.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
     def fail(self) -> None:
         raise LookupError("nothing here")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 
 import pytest
@@ -15,7 +16,8 @@ from taskqueue.carrier.verdicts import after_death, unwanted
 from taskqueue.config import Group
 from taskqueue.lifecycle import ENDED, State
 from taskqueue.outcome import Cancelled, Dead, Done, Failed, Outcome, Payload, Release, Retry, TimedOut
-from taskqueue.process.protocol import START_MARK, Kind
+from taskqueue.process.protocol import Kind
+from taskqueue.process.shared import MARK
 from taskqueue.workitem import Workitem
 
 PLAIN = Group(name="g", type="t", retries=1, cancel_timeout=10.0)
@@ -80,9 +82,8 @@ class TestVerdicts:
 
 def mark_of(actor: Actor, slot: int = 0) -> int:
     """The hand-over that is to be cancelled there."""
-    slots = actor.process.slots
-    found = START_MARK.iter_unpack(actor.process._marks[slots * START_MARK.size : 2 * slots * START_MARK.size])
-    return [int(number) for (number,) in found][slot]
+    (number,) = MARK.unpack(os.pread(actor.memory, MARK.size, (actor.process.slots + slot) * MARK.size))
+    return int(number)
 
 
 def cancel(actor: Actor, number: int) -> None:

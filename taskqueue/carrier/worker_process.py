@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
-import os
 import random
 import socket
 import sys
@@ -19,17 +17,19 @@ from taskqueue.carrier.cancelling import Cancelling
 from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.owner import Cut, Owner
 from taskqueue.carrier.pace import START_WITHIN
+from taskqueue.carrier.shared import Shared
 from taskqueue.carrier.verdicts import Verdict, after_answer, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
 from taskqueue.outcome import Cancelled, Crashed, Outcome, Release, TimedOut
 from taskqueue.process.handing import bodies, properties
-from taskqueue.process.protocol import START_MARK, Kind
+from taskqueue.process.protocol import Frames, Kind
 from taskqueue.process.wire import Wire
 from taskqueue.workitem import Workitem
 
 __all__ = ["WorkerProcess"]
 
+LOOK_EVERY = 0.01  # seconds, into the journal, while others wait behind the one that runs
 WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
 
 
@@ -80,12 +80,10 @@ class WorkerProcess:
         self._account = Account(pid, clock)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        file = os.memfd_create("taskqueue-start-marks", os.MFD_CLOEXEC)
-        size = -(-2 * self.slots * START_MARK.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(file, size)
-        self._marks = mmap.mmap(file, size)
+        self._shared = Shared(self.slots)
+        self._early: set[int] = set()  # what is known from the journal to have ended, and will be told again
         self._wire = Wire(sock, self._heard, lambda reason: owner.mute(self, reason))
-        self._wire.send(Kind.HELLO, {**hello, "rules": asdict(self.rules)}, files=(file,))
+        self._wire.send(Kind.HELLO, {**hello, "rules": asdict(self.rules)}, files=(self._shared.file,))
 
     @property
     def load(self) -> int:
@@ -170,7 +168,8 @@ class WorkerProcess:
         """Look again when the next thing can be late.  One timer at a time: short tasks cost none each."""
         times = []
         if self._unsure:
-            times.append(self._start_by + 0.001)  # not to the instant: it reads its clock after it has set its mark
+            # Not to the instant: it reads its clock after it has set its mark.
+            times.append(min(self._start_by + 0.001, self._clock.monotonic() + LOOK_EVERY))
         if self._since and self._condemned is None:
             times += self._deadlines().values()
             if self.group.memory_limit:
@@ -184,6 +183,8 @@ class WorkerProcess:
 
     def _look(self) -> None:
         self._timer = None
+        if self._unsure:
+            self._read_journal()
         late = self._overdue()
         if late:
             self._owner.unstarted(self, late)
@@ -237,10 +238,9 @@ class WorkerProcess:
 
         What has not been started is left alone: it starts soon, or comes back.  May be called again.
         """
-        size = self.slots * START_MARK.size
-        for slot, (number,) in enumerate(START_MARK.iter_unpack(self._marks[:size])):
+        for slot, number in enumerate(self._shared.started()):
             if self._handed.get(number) is delivery and number not in self._cancelling:
-                START_MARK.pack_into(self._marks, size + slot * START_MARK.size, number)
+                self._shared.cancel(slot, number)
                 self._wire.send(Kind.CANCEL, [number])  # for those whose event loop reads while handlers run
                 self._cancelling.begin(number, self._clock.monotonic())
                 self._watch()
@@ -257,7 +257,7 @@ class WorkerProcess:
         if not self._is_late():
             return []
         started = self.started()
-        self._wire.read()
+        self._read()
         if not self._is_late():  # it has got something new meanwhile
             return []
         self._unsure = False
@@ -277,8 +277,7 @@ class WorkerProcess:
 
     def started(self) -> set[int]:
         """The hand-overs that it has started and that have not ended, by the marks in the shared memory."""
-        size = self.slots * START_MARK.size
-        return {number for (number,) in START_MARK.iter_unpack(self._marks[:size])} & self._handed.keys()
+        return self._handed.keys() & self._shared.started()
 
     def _ran_for(self, number: int) -> float:
         """The seconds since it was started, as near as that is known."""
@@ -304,7 +303,7 @@ class WorkerProcess:
 
         Everything that it wrote is read first: what it reported has ended, and is not blamed.
         """
-        self._wire.read()
+        self._read()
         self._wire.close("dead")
         if self._timer is not None:
             self._timer.cancel()
@@ -319,15 +318,36 @@ class WorkerProcess:
         rest = list(self._handed.values())
         self._handed.clear()
         self._since.clear()
-        self._marks.close()
+        self._shared.close()
         if self._memory is not None:
             self._memory.close()
         return running, rest
+
+    def _read(self) -> None:
+        """Take up everything that it has said.
+
+        The journal first: what is not in it any more is in the socket.
+        """
+        self._read_journal()
+        self._wire.read()
+
+    def _read_journal(self) -> None:
+        for frame in self._shared.unsent():
+            try:
+                for kind, meta, payload in Frames().feed(frame):
+                    if kind == Kind.ENDED and (number := meta[0]) in self._handed:
+                        self._heard(kind, meta, payload)
+                        self._early.add(number)
+            except (ValueError, KeyError, TypeError, IndexError):
+                return  # a process that lives says it again, and is killed for it
 
     def _heard(self, kind: Kind, meta: Any, payload: bytes) -> None:
         match kind:
             case Kind.ENDED:
                 number, nanoseconds, cpu, memory, *answer = meta
+                if number in self._early:
+                    self._early.discard(number)
+                    return
                 seconds = _seconds(nanoseconds)
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
                 outcome = self._judged(self._handed[number], answer, payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from taskqueue.workitem import Workitem
 __all__ = ["Extracted", "Format", "Formats", "media"]
 
 
+@lru_cache(maxsize=1024)
 def media(content_type: str) -> str:
     """A content type in lower case, without its parameters."""
     return content_type.partition(";")[0].strip().lower()

@@ -21,6 +21,7 @@ MAX_REFERENCE = 1024
 ONLY_BUILTIN = Formats(known=BUILTIN)
 """The formats where no third party's is installed, and nothing is read as something else."""
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode  # costs what it does
 _UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")  # in a header, or in a database
 
 
@@ -97,7 +98,7 @@ def payload(value: object, what: str = "a result") -> Payload:
             return Payload(bytes(value), "application/octet-stream")
         if isinstance(value, str):
             return Payload(value.encode(), TEXT)
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _encode(value)
         check_depth(text)
         # A lone surrogate, such as Python has for a byte of a file's name, becomes JSON's own escape.
         return Payload(text.encode(errors="backslashreplace"), JSON)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskqueue.depending import Input
 from taskqueue.process.calling import Answer
 from taskqueue.process.handing import read
-from taskqueue.process.line import Line, Marks
+from taskqueue.process.line import Line
 from taskqueue.process.protocol import Kind
+from taskqueue.process.shared import Marks
 from taskqueue.title import set_title, shown
 from taskqueue.worker import CurrentWorkitem
 from taskqueue.workitem import Workitem
@@ -28,6 +29,7 @@ __all__ = ["Desk", "Item", "items"]
 
 BRIEF = 0.001  # seconds, in which no handler can need much more memory than those before it
 SAY_EVERY = 0.1  # seconds
+KEEP_FOR = 0.001  # seconds that the end of one may be kept while the next one runs
 
 _here: ContextVar[int] = ContextVar("number", default=0)
 
@@ -73,6 +75,7 @@ class Desk:
         self._cpu = 0.0
         self._memory = 0  # bytes, the most so far
         self._said: dict[int, float] = {}
+        self._flushed = 0.0
         self.completing: Completing | None = None
         self.idle()
 
@@ -110,11 +113,15 @@ class Desk:
         if self.completing is not None:
             answer = self.completing.end(item.number, answer)
         self._said.pop(item.number, None)
-        seconds = time.monotonic() - started
+        now = time.monotonic()
+        seconds = now - started
         if seconds > BRIEF or not self._memory:
             self._memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         times = [int(seconds * 1e9), None if cpu is None else int(cpu * 1e9)]  # as text, a float takes longer
-        self._line.send(Kind.ENDED, [item.number, *times, self._memory, *answer.meta], answer.payload)
+        self._line.keep(Kind.ENDED, [item.number, *times, self._memory, *answer.meta], answer.payload)
+        if not self._one or now >= self._flushed + KEEP_FOR:
+            self._flushed = now
+            self._line.flush()
 
     def here(self) -> int:
         """The number of the hand-over that this thread or task works for; 0: of none, or of any."""
@@ -143,7 +150,8 @@ class Desk:
         self._line.send(Kind.UNSTARTED, [item.number for item in late])
 
     def idle(self) -> None:
-        """Show that nothing runs."""
+        """Nothing runs, for now."""
+        self._line.flush()
         self._show("idle")
 
     def _count(self, more: int) -> None:

@@ -1,26 +1,22 @@
-"""The worker process' end of its socket: frames, log records, and the start marks."""
+"""The worker process' end of its socket: frames, and log records."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-import mmap
 import os
 import socket
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from taskqueue.process.protocol import START_MARK, Frames, Kind, pack
+from taskqueue.process.protocol import Frames, Kind, pack
+from taskqueue.process.shared import Journal, Marks, mapped
 
-__all__ = ["Forwarder", "Line", "Marks"]
+__all__ = ["Forwarder", "Line"]
 
 LONGEST_LOG = 1 << 16  # characters of a log record
 LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
-Marks = ctypes.Array[ctypes.c_uint64]
-"""Numbers of hand-overs: see `protocol.START_MARK`."""
 
 
 class Line:
@@ -35,20 +31,50 @@ class Line:
         self._sending = threading.Lock()
         self.pid = os.getpid()
         self._frames = Frames()
+        self._journal: Journal | None = None
 
     def send(self, kind: Kind, meta: Any, payload: bytes = b"") -> None:
-        """Send a frame.  A process that a handler forked must not speak here; its frames are left out."""
+        """Send a frame, after those that are kept.
+
+        A process that a handler forked must not speak here; its frames are left out.
+        """
         if os.getpid() == self.pid:
             with self._sending:
-                self._socket.sendall(pack(kind, meta, payload))
+                self._send(pack(kind, meta, payload))
+
+    def keep(self, kind: Kind, meta: Any, payload: bytes = b"") -> None:
+        """Send a frame with the next one, or at `flush`: a system call for each costs more than a brief handler.
+
+        Should this process die before, its carrier finds it all the same.
+        """
+        if os.getpid() == self.pid:
+            frame = pack(kind, meta, payload)
+            with self._sending:
+                if self._journal is None or not self._journal.keep(frame):
+                    self._send(frame)
+
+    def flush(self) -> None:
+        """Send what is kept."""
+        if os.getpid() == self.pid:
+            with self._sending:
+                self._send(b"")
+
+    def _send(self, frame: bytes) -> None:
+        if self._journal is not None:
+            frame = self._journal.frames + frame
+        if frame:
+            self._socket.sendall(frame)
+        if self._journal is not None:
+            self._journal.clear()
 
     def hello(self) -> tuple[dict[str, Any], Marks]:
-        """The carrier's first words, and the start marks in the memory that it shares."""
+        """The carrier's first words, and the memory that it shares."""
         data, files, _, _ = socket.recv_fds(self._socket, LONGEST_READ, 1)
         if not files:
             raise ConnectionResetError("the carrier was gone before it said anything")
-        marks = shared_marks(files[0])
+        marks = mapped(files[0])
         os.close(files[0])
+        self._journal = Journal(marks)
         while True:
             for _, meta, _ in self._frames.feed(data):
                 return meta, marks
@@ -90,22 +116,6 @@ class Line:
             return self._socket.recv(LONGEST_READ)
         except OSError:  # reset, or closed here
             return b""
-
-
-def shared_marks(file: int) -> Marks:
-    """The numbers in a shared file.  Not by the module mmap, which keeps a descriptor open."""
-    size = os.fstat(file).st_size
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
-    if address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "mmap")
-    marks = (ctypes.c_uint64 * (size // START_MARK.size)).from_address(address)
-    # Not when the interpreter ends: other threads may still set marks then.
-    weakref.finalize(marks, libc.munmap, address, size).atexit = False
-    return marks
 
 
 class Forwarder(logging.Handler):

@@ -19,15 +19,12 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CANNOT_BOOT", "MAX_FRAME", "START_MARK", "Frames", "Kind", "inherited_socket", "pack"]
+__all__ = ["CANNOT_BOOT", "MAX_FRAME", "Frames", "Kind", "inherited_socket", "pack"]
 
 _HEAD = struct.Struct("!BII")
 MAX_FRAME = 1 << 28
 CANNOT_BOOT = 3
 """Exit status of a worker process whose plugin did not load."""
-START_MARK = struct.Struct("=Q")
-"""What lies in the shared memory: for each workitem that the worker process may run at once the number of the hand-over
-that it started there last, or 0; behind all these, for each of them, that of the one that is to be cancelled, or 0."""
 
 
 class Kind(enum.IntEnum):

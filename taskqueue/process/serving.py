@@ -11,9 +11,10 @@ from typing import Any
 from taskqueue import formats
 from taskqueue.errors import PluginError
 from taskqueue.process.desk import Desk
-from taskqueue.process.line import Forwarder, Line, Marks
+from taskqueue.process.line import Forwarder, Line
 from taskqueue.process.protocol import CANNOT_BOOT, Kind
 from taskqueue.process.running import way
+from taskqueue.process.shared import Marks
 from taskqueue.worker import BaseWorker
 
 __all__ = ["serve"]
