@@ -18,7 +18,7 @@ class State(enum.StrEnum):
 
     scheduled: it was sent for later, and was never tried.
     waiting: some worker process may start it at any time; also while a carrier holds it in reserve.
-    blocked: it waits until those have ended that it depends on.
+    blocked: it waits until those have ended that it depends on; one more may be found when it is started.
     running: a worker process has started it, and has not ended it.
     retrying: an attempt ended without success, and another one will be made, at once or after a delay.
     lost: its carrier died while it may have been running; it will be started again.
@@ -47,7 +47,7 @@ ENDED = (_S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.CANCELLED, _S.EXPIRED)  # what mos
 """States that are final, but that what was given up may be sent once more under its old id."""
 
 # What is started need not have been seen to run: a store hears of short attempts only when they end.
-_STARTED = frozenset((_S.RUNNING, _S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.RETRYING, _S.LOST))
+_STARTED = frozenset((_S.RUNNING, _S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.RETRYING, _S.BLOCKED, _S.LOST))
 _NOT_STARTED = frozenset((_S.CANCELLED, _S.EXPIRED))
 _AGAIN = frozenset((_S.WAITING, _S.SCHEDULED))
 _REQUEUED = _AGAIN | {_S.BLOCKED}
@@ -57,7 +57,7 @@ MOVES: Mapping[State, frozenset[State]] = MappingProxyType(
         _S.SCHEDULED: frozenset((_S.WAITING,)) | _STARTED | _NOT_STARTED,
         _S.WAITING: frozenset((_S.SCHEDULED,)) | _STARTED | _NOT_STARTED,
         _S.BLOCKED: frozenset((_S.WAITING, _S.SCHEDULED, _S.FAILED)) | _NOT_STARTED,
-        _S.RUNNING: frozenset((_S.SUCCEEDED, _S.FAILED, _S.DEAD, _S.CANCELLED, _S.RETRYING, _S.LOST)) | _AGAIN,
+        _S.RUNNING: _STARTED - {_S.RUNNING} | {_S.CANCELLED} | _AGAIN,
         _S.RETRYING: _STARTED | _NOT_STARTED,
         _S.LOST: _STARTED | _NOT_STARTED,
         _S.SUCCEEDED: frozenset(),
@@ -92,6 +92,8 @@ def after(workitem: Workitem, outcome: Outcome, rules: Rules, now: float) -> Sta
             return State.SUCCEEDED
         case Failed():
             return State.FAILED
+        case Retry(after=(_, *_)):
+            return State.BLOCKED
         case Retry(_, _, counts):
             return State.WAITING if counts == "nothing" else State.RETRYING
         case Crashed():

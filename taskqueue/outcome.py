@@ -72,12 +72,14 @@ class Send(NamedTuple):
 
     required: False where a queue that does not exist is nobody's fault (the reply queue of a client that left).
     goes_on: it is the workitem itself, on its way; not a result, a dead letter, or what its handler sent.
+    more: what that depends on from now on, beside what it did: the last ones of its `after`.
     """
 
     queue: str
     workitem: Workitem
     required: bool = True
     goes_on: bool = False
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,14 @@ class Retry:
 
     counts: as a `failure`, which uses up one of the workitem's retries; as an `attempt` only, where its handler asked
     for it; as `nothing`, where it never started.
+
+    after: ids of what has to end before; where there is a store, and it depended on something already.
     """
 
     delay: float
     error: str = ""
     counts: Literal["failure", "attempt", "nothing"] = "failure"
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +191,14 @@ def effects(
             return Effects((*sends, *results))
         case Failed(error, traceback, result):
             return _given_up(workitem, rules, queue, now, "failed", error, error, result, traceback)
-        case Retry(delay, _, counts):
+        case Retry(delay, _, counts, more):
             again = workitem._replace(
                 attempt=workitem.attempt + (counts != "nothing"),
                 failures=workitem.failures + (counts == "failure"),
                 due=now + delay if delay > 0 else None,
+                after=(*workitem.after, *more),
             )
-            return Effects((Send(queue, again, goes_on=True),))
+            return Effects((Send(queue, again, goes_on=True, more=more),))
         case Crashed(how, result):
             again = workitem._replace(attempt=workitem.attempt + 1, crashes=workitem.crashes + 1)
             if again.crashes < rules.max_crashes:

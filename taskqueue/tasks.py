@@ -25,7 +25,7 @@ from taskqueue.errors import FormatError, TaskCancelled, TaskFailure
 from taskqueue.formats import values
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
-from taskqueue.worker import BaseWorker, CurrentWorkitem, Failure, Reject, Retry
+from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reject, Retry
 
 __all__ = ["Promise", "Task", "TaskContext", "TaskOptions", "TaskSpace", "TaskWorker", "check", "current", "task_of"]
 
@@ -263,26 +263,39 @@ class TaskWorker(BaseWorker):
     def _call(self, task: Task) -> Any:
         workitem = self.workitem
         inputs = {each.id: each for each in workitem.inputs}
+        missing = dict[str, None]()
+        within = [workitem.id]
 
         def resolve(id: str) -> object:
+            """The value of a task; where that has other tasks in it, their values take their places."""
+            if id in within:
+                raise FormatError(f"the value of task {within[-1]} has that of {id} in it, and that has it in its own")
+            if id not in inputs:
+                missing[id] = None
+                return None
             each = inputs[id]
             if each.payload is None:
                 state = str(each.state)
                 error = each.error or ("its result is not kept" if each.state == State.SUCCEEDED else "")
                 return TaskFailure(id, each.type, state, error, each.traceback)
-            return values.decode(each.payload, classes=task.classes)
+            within.append(id)
+            value = values.decode(each.payload, classes=task.classes, resolve=resolve)
+            within.pop()
+            return value
 
         payload = Payload(workitem.raw, workitem.content_type)
         try:
             arguments, named = values.decode_call(payload, classes=task.classes, resolve=resolve)
         except FormatError as error:
             raise Reject(f"the arguments of {task.name} can't be read: {error.detail}") from None
+        if missing:
+            raise Blocked(*missing)
         _context.set(TaskContext(self, workitem, task.name))
         return task.function(*arguments, **named)
 
     def _told(self, task: Task, error: Exception) -> Exception:
         """What to raise for it: it is tried again as often as the task's options say, after errors that they name."""
-        if isinstance(error, Retry | Reject | TaskCancelled):
+        if isinstance(error, Retry | Reject | Blocked | TaskCancelled):
             return error
         if not isinstance(error, task.options.get("retry_on", Exception)):
             return Failure(error, 0)

@@ -20,7 +20,7 @@ from typing import Any
 from taskqueue.depending import Input
 from taskqueue.errors import TaskCancelled, Unsupported
 
-__all__ = ["BaseWorker", "CurrentWorkitem", "Failure", "Reject", "Retry"]
+__all__ = ["BaseWorker", "Blocked", "CurrentWorkitem", "Failure", "Reject", "Retry"]
 
 
 class Retry(Exception):
@@ -75,6 +75,14 @@ class CurrentWorkitem:
 
 handled_here: ContextVar[CurrentWorkitem | None] = ContextVar("handled_here", default=None)
 """Where several handlers run at once: the workitem of this thread or task."""
+
+
+class Blocked(Exception):
+    """Raised for a workitem that depends on something already: call the handler once these have ended, too."""
+
+    def __init__(self, *ids: str) -> None:
+        super().__init__(f"it waits for the end of {', '.join(ids)}, too")
+        self.ids = ids
 
 
 class BaseWorker:

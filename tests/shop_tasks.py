@@ -106,3 +106,8 @@ def until_cancelled() -> None:
 @space.task
 def promise(id: str) -> Any:
     return taskqueue.Deferred(id, None)
+
+
+@space.task
+def promises(ids: list[str]) -> list[Any]:
+    return [taskqueue.Deferred(id, None) for id in ids]

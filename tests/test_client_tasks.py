@@ -26,6 +26,7 @@ from shop_tasks import (
     other_error,
     plus,
     promise,
+    promises,
     quiet,
     repaint,
     same,
@@ -262,6 +263,36 @@ class TestDepending:
         assert blocked.status == State.BLOCKED and len(store) >= 1
         shop_tasks.gate.set()
         assert blocked.result(PATIENCE) == 5
+
+    def test_where_the_value_is_deferred_itself_it_is_blocked_once_more(self, store: taskqueue.Queue) -> None:
+        inner = store.submit(wait, 5)
+        outer = store.submit(promise, store.submit(promise, inner.id).id)
+        blocked = store.submit(plus, outer.argument, b=store.submit(promise, inner.id).argument)
+
+        until(lambda: blocked.status == State.BLOCKED and store.record(blocked.id).attempts)
+        shop_tasks.gate.set()
+        assert blocked.result(PATIENCE) == 10
+        assert outer.then(num).result(PATIENCE) == 5
+
+    def test_where_the_value_is_deferred_itself_its_failure_counts(self, store: taskqueue.Queue) -> None:
+        failing = store.submit(fail)
+        outer = store.submit(promise, failing.id)
+
+        error = store.submit(num, outer).exception(PATIENCE)
+        assert isinstance(error, TaskFailure)
+        assert failing.id in error.error and "ValueError: on purpose" in error.error
+        assert store.submit(name_of, outer).result(PATIENCE) == "TaskFailure: ValueError: on purpose"
+
+    def test_a_value_that_is_its_own_is_an_error(self, store: taskqueue.Queue) -> None:
+        circle = store.options(id="circle").submit(num, store.submit(promise, "circle").argument)
+
+        assert "has that of circle in it" in str(circle.exception(PATIENCE))
+
+    def test_values_with_deferred_ones_in_them_are_waited_for(self, store: taskqueue.Queue) -> None:
+        ids = [store.submit(num, n).id for n in range(5)]
+
+        assert store.submit(add, store.submit(promises, ids).argument).result(PATIENCE) == 10
+        assert [each.result(PATIENCE) for each in store.submit(promises, ids).result(PATIENCE)] == [0, 1, 2, 3, 4]
 
     def test_it_fails_with_the_root_cause_or_is_told(self, store: taskqueue.Queue) -> None:
         failing = store.submit(fail)

@@ -8,7 +8,20 @@ from typing import Any
 from taskqueue import formats
 from taskqueue.config import Group
 from taskqueue.formats import Formats
-from taskqueue.outcome import Cancelled, Crashed, Dead, Done, Failed, Outcome, Payload, Release, Retry, Send, TimedOut
+from taskqueue.outcome import (
+    MAX_ERROR,
+    Cancelled,
+    Crashed,
+    Dead,
+    Done,
+    Failed,
+    Outcome,
+    Payload,
+    Release,
+    Retry,
+    Send,
+    TimedOut,
+)
 from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
@@ -45,6 +58,8 @@ def after_answer(
             return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)), retries)
         case ["retry", float() | int() as seconds, str(reason)] if 0 <= seconds <= LONGEST_DELAY:
             return Retry(float(seconds), reason, "attempt")
+        case ["blocked", [str(), *_] as ids] if workitem.after:
+            return Retry(0.0, f"waits for the end of {', '.join(ids)}"[:MAX_ERROR], "nothing", tuple(map(_short, ids)))
         case ["reject", str(reason)]:
             return Dead("rejected", reason, formats.failed_result(workitem, f"rejected: {reason}", "", known))
         case ["malformed", str(detail)]:

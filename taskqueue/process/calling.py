@@ -12,7 +12,7 @@ from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
 from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
-from taskqueue.worker import Failure, Reject, Retry
+from taskqueue.worker import Blocked, Failure, Reject, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "check_size", "done", "is_older", "raised"]
@@ -30,6 +30,7 @@ class Answer:
         "done", content type or None for no result, [[queue, content type, body as text of latin-1], ...]
         "failed", error, traceback, content type, how many retries it has in all or None for those of its group
         "retry", seconds, reason
+        "blocked", [id, ...]
         "reject", reason
         "malformed", detail
     """
@@ -84,6 +85,8 @@ def raised(error: BaseException, workitem: Workitem, max_result: int, known: For
             if not seconds <= LONGEST_DELAY:
                 raise ValueError(f"Retry: {error.after!r} is no number of seconds to wait") from None
             return Answer(("retry", seconds, str(error)[:MAX_ERROR]))
+        if isinstance(error, Blocked):
+            return Answer(("blocked", error.ids))
         if isinstance(error, Reject):
             return Answer(("reject", str(error.reason)[:MAX_ERROR]))
     except BaseException as wrong:  # what it asks for makes no sense

@@ -15,6 +15,7 @@ from taskqueue.record import Progress, Record, Run
 from taskqueue.store import Store
 from taskqueue.testing.asking import AskingContract
 from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, Contract, item
+from taskqueue.testing.blocking import BlockingContract
 from taskqueue.testing.cancelling import CancellingContract
 from taskqueue.testing.depending import DependingContract
 from taskqueue.testing.inputs import InputsContract
@@ -30,6 +31,7 @@ FAR = 4_000_000_000.0  # POSIX seconds that no test lives to see
 
 @pytest.mark.timeout(4 * LIMIT)
 class StoreContract(
+    BlockingContract,
     CancellingContract,
     DependingContract,
     InputsContract,

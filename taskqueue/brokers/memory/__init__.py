@@ -53,6 +53,10 @@ class MemoryBroker:
             self.records.born(queue, workitem)
             if not self.dependencies.begins(queue, item):
                 return
+        elif send.more:
+            if not self.dependencies.begins(queue, item, again=False):
+                return
+            self.records.unblocked(workitem)
         self.put_back(queue, item)
 
     def put_back(self, queue: str, item: Item) -> None:

@@ -50,13 +50,20 @@ class Dependencies:
         records.on_end = self.count
         records.on_drop = self.forget
 
-    def begins(self, queue: str, item: Item) -> bool:
-        """A life begins: False where it has to wait, or is over at once, because of what it depends on."""
+    def begins(self, queue: str, item: Item, *, again: bool = True) -> bool:
+        """A life begins: False where it has to wait, or is over at once, because of what it depends on.
+
+        again: of what is known to have ended, later lives are meant; else it goes on, and only what it had not waited
+        for is looked at.
+        """
         workitem = item[3]
         if not workitem.after or not is_recorded(queue):
             return True
         before = self._ends.get(workitem.id, {})
-        found = {id: _latest(before.get(id), self._records.find(id)) for id in workitem.after}
+        found = {
+            id: _latest(before.get(id), self._records.find(id)) if again or id not in before else before[id]
+            for id in workitem.after
+        }
         open = {id for id, record in found.items() if record is not None and record.state not in ENDED}
         self._ends[workitem.id] = {id: record for id, record in found.items() if id not in open}
         failing = next(filter(None, (_cause(id, record) for id, record in found.items() if id not in open)), "")

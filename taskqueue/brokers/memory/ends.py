@@ -129,11 +129,11 @@ class MemoryConsumer:
             return False
         workitem, now = delivery.workitem, self._broker.clock.wall()
         todo = effects(workitem, ended.outcome, ended.rules, queue=delivery.queue, now=now)
+        self._broker.records.settled(ended)
         for send in todo.sends:
             self._broker.send(send)
         if not todo.ends:
             self._broker.put_back(delivery.queue, lent[1])
-        self._broker.records.settled(ended)
         return True
 
     async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:

@@ -61,7 +61,8 @@ class Records:
 
     def unblocked(self, workitem: Workitem) -> None:
         """It waits for nothing more."""
-        self._change(workitem, lambda record: replace(record, state=at_first(workitem, self._clock.wall())))
+        state = State.RETRYING if workitem.attempt > 1 else at_first(workitem, self._clock.wall())
+        self._change(workitem, lambda record: replace(record, state=state))
 
     def unmet(self, workitem: Workitem, why: str) -> None:
         """It has ended because of what it depends on."""

@@ -135,6 +135,8 @@ BEGIN
     woken := CASE WHEN patient THEN tell_later(finished) ELSE tell(finished) END;
     IF me IS NULL AND sends IS NOT NULL THEN
         woken := woken || bind_again(sends);
+    ELSIF sends IS NOT NULL AND strpos(sends::text, '"more":') > 0 THEN
+        woken := woken || bind_more(sends);
     END IF;
 END
 $$;

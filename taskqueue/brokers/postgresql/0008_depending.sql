@@ -118,6 +118,35 @@ BEGIN
 END
 $$;
 
+-- The same for what goes on, and was found to depend on `more` than it did.
+CREATE FUNCTION @schema@.bind_more(items json) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_nestloop = off AS $$
+DECLARE
+    numbers constant bigint[] := ARRAY(
+        SELECT (i->>'inputs')::bigint FROM json_array_elements(items) i WHERE i->'more' IS NOT NULL
+    );
+    found endings[];
+BEGIN
+    IF cardinality(numbers) = 0 THEN
+        RETURN '{}';
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(hashtext('@name@'), hashtext('bind'));
+    found := look(ARRAY(
+        SELECT DISTINCT a.id FROM json_array_elements(items) i, json_array_elements_text(i->'more') AS a (id)
+    ), false);
+    INSERT INTO dependencies (dependent, place, needed)
+        SELECT o.dependent, o.last + a.place, a.id
+        FROM json_array_elements(items) AS i (item),
+            LATERAL (
+                SELECT d.dependent, max(d.place) AS last FROM dependencies d
+                WHERE d.dependent = (i.item->>'inputs')::bigint GROUP BY d.dependent
+            ) o,
+            json_array_elements_text(i.item->'more') WITH ORDINALITY AS a (id, place);
+    INSERT INTO endings (id) SELECT f.id FROM unnest(found) f WHERE f.state IS NULL;
+    RETURN recount(numbers) || resolve(ARRAY(SELECT f FROM unnest(found) f WHERE f.state IS NOT NULL));
+END
+$$;
+
 -- Raises where work with one of these ids is not over, and keeps others who ask so from sending any of them meanwhile:
 -- by locks that are few, whatever the number of ids.
 CREATE FUNCTION @schema@.refuse_others(sole text[]) RETURNS void

@@ -123,6 +123,8 @@ class Parcel:
             if row.number is not None and send.workitem.after:
                 goes_on = True
                 item["inputs"] = row.number
+                if send.more:
+                    item |= {"after": [], "failing": _failing(send.workitem), "more": list(map(stored_id, send.more))}
                 if queue == DEAD_LETTERS and is_recorded(send.queue):  # a new life
                     item |= {"after": [], "failing": _failing(send.workitem)}
         if row.number is not None and not goes_on:

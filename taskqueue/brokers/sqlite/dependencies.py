@@ -54,11 +54,15 @@ _IS_LIVE = f"SELECT 1 FROM workitems AS other WHERE {with_id('dependencies.id', 
 
 
 class Row(NamedTuple):
-    """A workitem as it was stored.  begins: a life of it does; otherwise it is kept as a dead letter."""
+    """A workitem as it was stored.  begins: a life of it does; otherwise it is kept as a dead letter.
+
+    known: how many of what it depends on are written down; it goes on, and waits for the others, too.
+    """
 
     seq: int
     workitem: Workitem
     begins: bool
+    known: int = 0
 
 
 class Failed(NamedTuple):
@@ -104,15 +108,16 @@ def link(connection: sqlite3.Connection, rows: Sequence[Row], now: float, *, aga
 
     again: they were dead letters, so results that are over are there still, and ids may be unknown.
     """
-    wanted = {id for row in rows if row.begins for id in row.workitem.after}
+    wanted = {id for row in rows if row.begins for id in row.workitem.after[row.known :]}
     first = _live(connection, wanted)
     ended = _ended(connection, wanted)
     causes = {id: _cause(id, ended.get(id), 0.0 if again else now) for id in wanted}
     links: list[tuple[int, int, str, int | None]] = []
     failing: dict[int, str] = {}
-    for seq, workitem, begins in rows:
-        for position, id in enumerate(workitem.after):
-            if begins and first.get(id, seq) < seq:  # what comes later, or is itself, is not meant
+    for seq, workitem, begins, known in rows:
+        for position, id in enumerate(workitem.after[known:], known):
+            # What comes later, or is itself, is not meant.
+            if begins and (first.get(id, seq) < seq or (known and first.get(id, seq) != seq)):
                 links.append((seq, position, id, None))
                 continue
             links.append((seq, position, id, ended[id][-1] if id in ended else 0))

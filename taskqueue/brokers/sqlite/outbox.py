@@ -30,6 +30,7 @@ _TOLD = f"""INSERT INTO workitems (seq, {COLUMNS})
     SELECT max(?1, free), {"?," * _BORN} iif(?1 >= free, {TOLD}, 0) {",?" * (len(_NAMES) - _BORN - 1)}
     FROM (SELECT ifnull(max(seq), 0) + 1 AS free FROM workitems)"""
 OLD = 1_000_000  # microseconds; an id that was made before that is somebody else's matter
+_BACK = f"INSERT INTO workitems (seq, {COLUMNS}) VALUES ({_PLACES},?)"
 _NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
 _RECORD_PLACES = ",".join("?" * len(ENDED_COLUMNS.split(",")))
 # OR REPLACE: should a clock that was set back ever give a number twice, no transaction may hang on it.
@@ -73,6 +74,7 @@ class Outbox:
         self._first: tuple[Any, ...] | None = None
         self._rows: list[tuple[Any, ...]] = []
         self._linked: list[tuple[int, Workitem, bool]] = []  # what depends on others, and how many rows before it
+        self._back: list[tuple[Row, tuple[Any, ...]]] = []
         self._records: list[tuple[Any, ...]] = []
         self._unkept: list[tuple[Any, ...]] = []
         self._gone: list[int] = []
@@ -92,6 +94,17 @@ class Outbox:
                 self._first = (int(now * 1_000_000), *row)
             else:
                 self._rows.append(row)
+
+    def block(self, queue: str, workitem: Workitem, life: Life, more: int) -> None:
+        """It goes on, and depends on `more` others: the last ones of its `after`.
+
+        It gets the number back that it had at first, by which it is known what it depends on.
+        """
+        assert life.born is not None
+        self.told.add(queue)
+        row = to_row(queue, workitem, life, self.now, blocked=True)
+        linked = Row(life.born, workitem, begins=True, known=len(workitem.after) - more)
+        self._back.append((linked, (life.born, *row)))
 
     def record(self, records: Sequence[tuple[Any, ...]], *, kept: bool = True) -> None:
         """These have ended: the values of ENDED_COLUMNS.  kept: also where nothing depends on them."""
@@ -118,8 +131,10 @@ class Outbox:
         if self._records or self._unkept:
             cancelling.forget(connection, [record[0] for record in (*self._records, *self._unkept)])
         freed = self._freed
-        if self._linked:
+        connection.executemany(_BACK, [row for _, row in self._back])
+        if self._linked or self._back:
             rows = [Row(before + count, workitem, begins) for count, workitem, begins in self._linked]
+            rows += [row for row, _ in self._back]
             freed = dependencies.link(connection, rows, self.now, again=self._again)
         elif not freed.queues and not dependencies.exist(connection):
             _store(connection, _RECORDS, self._records)

@@ -224,7 +224,11 @@ def end(
         for send in todo[number].effects.sends
     ]
     are_there = {queue: there(connection, queue) for queue in {send.queue for send, _ in sends}}
-    outbox.put([(send.queue, send.workitem, life) for send, life in sends if are_there[send.queue]])
+    going = [(send, life) for send, life in sends if are_there[send.queue]]
+    outbox.put([(send.queue, send.workitem, life) for send, life in going if not send.more])
+    for send, life in going:
+        if send.more and life is not None:
+            outbox.block(send.queue, send.workitem, life, len(send.more))
     return set(counted)
 
 
