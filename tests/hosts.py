@@ -12,6 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from pathlib import Path
+
+
+def lacking() -> str:
+    """Why there can be no hosts here; empty: there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if all(mount.split()[4] != "/" for mount in mounts):
+        return "network namespaces need a / that is a mount point, which that of a mere chroot is not"
+    return ""
 
 
 class Network:

@@ -17,7 +17,7 @@ import pytest
 from arena import handled
 from databases import PostgreSQL
 from embedded import run
-from hosts import Network
+from hosts import Network, lacking
 from installations import Installation
 from lender import lending
 from system import Daemon, until
@@ -26,7 +26,7 @@ from system_postgresql import PostgreSQLSystem
 from taskqueue.broker import Consumer, Delivery, connect
 from taskqueue.workitem import Workitem
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
 HEARTRATE = 2.0
 WITHIN = 2 * HEARTRATE + 5.0  # seconds until somebody else has what a dead host had
