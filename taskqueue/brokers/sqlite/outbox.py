@@ -131,7 +131,8 @@ class Outbox:
         if self._records or self._unkept:
             cancelling.forget(connection, [record[0] for record in (*self._records, *self._unkept)])
         freed = self._freed
-        connection.executemany(_BACK, [row for _, row in self._back])
+        if self._back:
+            connection.executemany(_BACK, [row for _, row in self._back])
         if self._linked or self._back:
             rows = [Row(before + count, workitem, begins) for count, workitem, begins in self._linked]
             rows += [row for row, _ in self._back]
