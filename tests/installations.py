@@ -34,6 +34,8 @@ class Installation:
     """A virtual environment that every user can read, with the project and plugins in it.
 
     Nothing is downloaded: dependencies are copied from the environment that runs the tests.
+
+    wheels: where those of all packages are; TASKQUEUE_TEST_WHEELS names those that another test process has built.
     """
 
     def __init__(self, directory: Path, *, plugins: Sequence[Path] | None = None) -> None:
@@ -47,8 +49,11 @@ class Installation:
             site_packages = _run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
             self.site_packages = Path(site_packages.strip())
             self._copy_dependencies("taskqueue")
-            projects = [TOP, *(plugin_projects() if plugins is None else plugins)]
-            self.install(*build_wheels(projects, directory / "build"))
+            built = os.environ.get("TASKQUEUE_TEST_WHEELS") if plugins is None else None
+            self.wheels = Path(built) if built else directory / "build" / "wheels"
+            if not built:
+                build_wheels([TOP, *(plugin_projects() if plugins is None else plugins)], directory / "build")
+            self.install(*sorted(self.wheels.iterdir()))
             if sabotage := os.environ.get("TASKQUEUE_SABOTAGE"):
                 self.sabotage(sabotage)
         finally:

@@ -32,10 +32,10 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def outcomes(name: str, urls: Sequence[str]) -> dict[str, str]:
+def outcomes(name: str, urls: Sequence[str], wheels: Path) -> dict[str, str]:
     """Run the tests that the sabotage `name` is to fail; what became of each: `passed`, `failed` or `error`.
 
-    urls: virtual hosts of a broker that is there, for tests that need one.
+    urls: virtual hosts of a broker that is there, for tests that need one.  wheels: what an installation gets.
     """
     done = subprocess.run(
         [
@@ -56,6 +56,7 @@ def outcomes(name: str, urls: Sequence[str]) -> dict[str, str]:
             **os.environ,
             "TASKQUEUE_SABOTAGE": name,
             "TASKQUEUE_TEST_URLS": " ".join(urls),
+            "TASKQUEUE_TEST_WHEELS": str(wheels),
             "TASKQUEUE_TEST_PATIENCE": str(PATIENCE),
         },
         capture_output=True,
