@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from taskqueue.broker import Broker, Ended, connect
@@ -153,6 +153,17 @@ def states(store: Store) -> dict[str, Any]:
     }
 
 
+# Of two that end together, the one that came first is not told to those of its dependents before the other one is.
+TOGETHER = [
+    Send(
+        [workitem("0", [], "fail", False), workitem("3", [], "fail", False), workitem("1", ["0"], "fail", False)], False
+    ),
+    Send([workitem("2", ["1", "3"], "fail", False)], False),
+    Work([Done(None), Done(None)]),
+]
+
+
+@example(TOGETHER)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(STEPS)
 def test_sqlite_and_memory_do_the_same(steps: list[Any]) -> None:

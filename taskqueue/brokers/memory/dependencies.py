@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from taskqueue.brokers.memory.records import Records
@@ -83,14 +84,22 @@ class Dependencies:
         return False
 
     def count(self, record: Record) -> None:
-        """It has ended.  In a loop: what ends because of it is counted by the same call."""
+        """It has ended."""
         self._to_count.append(record)
-        if self._counting:
-            return
+        if not self._counting:
+            with self.together():
+                pass
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What ends meanwhile is counted at the end, and what ends because of that after all of it, and so on."""
         self._counting = True
-        while self._to_count:
-            self._count(self._to_count.popleft())
-        self._counting = False
+        try:
+            yield
+            while self._to_count:
+                self._count(self._to_count.popleft())
+        finally:
+            self._counting = False
 
     def _count(self, record: Record) -> None:
         if record.state in (State.SUCCEEDED, State.CANCELLED):  # what ended otherwise may be a dead letter

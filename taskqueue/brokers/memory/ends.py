@@ -119,7 +119,8 @@ class MemoryConsumer:
 
     async def settle(self, ended: Sequence[Ended]) -> list[bool]:
         with self._broker.lock:
-            counted = [self._settle(item) for item in ended]
+            with self._broker.dependencies.together():
+                counted = [self._settle(item) for item in ended]
             self._broker.drop_unwanted(item.delivery.workitem.id for item in ended)
             return counted
 
