@@ -161,6 +161,20 @@ class ReceivingContract:
         bench.send(*items(10))
         bench.run(test)
 
+    def test_resizing_counts_also_while_the_first_receive_begins(self, bench: Bench) -> None:
+        async def test() -> None:
+            await bench.is_empty(worker_queue("other"))  # whatever is made the first time only is there
+            for steps in range(12):
+                consumer = bench.consumer(reserve=1)
+                receiving = asyncio.create_task(bench.lent(consumer, 3))
+                await asyncio.sleep(steps / 2000)
+                consumer.resize(3)
+                assert len(await receiving) == 3, f"resized after {steps / 2} ms"
+                await consumer.close()
+
+        bench.send(*items(3))
+        bench.run(test)
+
     def test_pausing_gives_back_what_was_not_received(self, bench: Bench) -> None:
         async def test() -> None:
             first = bench.consumer(reserve=5)

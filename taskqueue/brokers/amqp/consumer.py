@@ -152,6 +152,7 @@ class AMQPConsumer:
                 self._end(session, str(error))
             raise
         self._last_delivery = self._clock.monotonic()
+        self.resize(self._reserve)  # in case it was meanwhile
 
     def _delivered(self, session: Session, method: Any, properties: Any, body: bytes) -> None:
         if session.lease.lost:
