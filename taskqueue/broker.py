@@ -77,9 +77,8 @@ class Lease:
         self.lost = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Delivery:
-    """One workitem, lent.  `tag` is the broker's own name for it.
+class Delivery(NamedTuple):
+    """One workitem, lent: equal to nothing but itself.  `tag` is the broker's own name for it.
 
     inputs: how those have ended that it depends on, in the order of `Workitem.after`.
     """
@@ -90,6 +89,12 @@ class Delivery:
     lease: Lease
     redelivered: bool = False
     inputs: tuple[Input, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 class Ended(NamedTuple):

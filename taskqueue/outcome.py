@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, assert_never
 from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
 __all__ = [
+    "NULL",
     "Cancelled",
     "Crashed",
     "Dead",
@@ -59,12 +60,15 @@ class Rules:
     history: Literal["full", "outcome", "off"] = "full"
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """Bytes and what they are."""
 
     body: bytes = b"null"
     content_type: str = "application/json"
+
+
+NULL = Payload()
+"""The JSON `null`, as which most handlers return None."""
 
 
 class Send(NamedTuple):
@@ -82,15 +86,14 @@ class Send(NamedTuple):
     more: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """The handler returned.
 
     result: None where it wants no result to be sent.
     sends: what it published itself, stored together with its result.
     """
 
-    result: Payload | None = Payload()
+    result: Payload | None = NULL
     sends: tuple[Send, ...] = ()
 
 
@@ -100,7 +103,7 @@ class Failed:
 
     error: str
     traceback: str = ""
-    result: Payload = Payload()
+    result: Payload = NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class Crashed:
     """The worker process died with this workitem running; `how` is a signal's name or an exit status."""
 
     how: str
-    result: Payload = Payload()
+    result: Payload = NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class TimedOut:
     """It ran longer than `limit` seconds, was killed, and no retry is left."""
 
     limit: float
-    result: Payload = Payload()
+    result: Payload = NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class Dead:
 
     reason: Reason
     detail: str = ""
-    result: Payload = Payload()
+    result: Payload = NULL
 
 
 @dataclass(frozen=True, slots=True)

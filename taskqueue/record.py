@@ -35,6 +35,7 @@ __all__ = [
     "is_recorded",
     "kept_result",
     "lost",
+    "readers_of",
     "result_of",
     "results_queue",
     "settled",
@@ -127,9 +128,13 @@ def results_queue(workitem: Workitem, outcome: Outcome, rules: Rules, run: Run |
 
     So a store has it once, not twice, as long as nobody reads that queue.
     """
-    key = rules.results_routing_key
     if run is None or kept_result(workitem, outcome, rules) is None:
         return ""
+    return readers_of(rules.results_routing_key)
+
+
+def readers_of(key: str) -> str:
+    """`key`, where it is a queue for results alone: only their readers get anything out of records; else empty."""
     return "" if is_recorded(key) or key.startswith("taskqueue.") else key
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from taskqueue.record import Attempt, Progress, Run
 
-__all__ = ["attempts", "more", "running", "told"]
+__all__ = ["attempts", "brief", "more", "running", "told"]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs as much as what it does
 
@@ -18,10 +18,16 @@ def more(story: str, attempt: Attempt) -> str:
     if run is None or run.cpu is None or run.ended is None or attempt[3:] != ("", "", None, ()):
         text = _encode(attempt)
     else:  # nothing to tell, as nearly always: in a third of the time
-        where = _where(run.host, run.user, run.pid)
-        how = f"{int(run.started * 1e6)}e-6,{int(run.ended * 1e6)}e-6,{int(run.cpu * 1e6)}e-6,{run.memory or 'null'}"
-        text = f'[{attempt.number},"{attempt.outcome}",[{where},{how}],"","",null,[]]'
+        text = brief(attempt.number, attempt.outcome, run)
     return f"{story[:-1]},{text}]" if story else f"[{text}]"
+
+
+def brief(number: int, outcome: str, run: Run) -> str:
+    """The attempt `number`, of which there is nothing to tell but how it ran: until it ended, with its CPU time."""
+    host, user, pid, started, ended, cpu, memory = run
+    assert ended is not None and cpu is not None
+    how = f"{int(started * 1e6)}e-6,{int(ended * 1e6)}e-6,{int(cpu * 1e6)}e-6,{memory or 'null'}"
+    return f'[{number},"{outcome}",[{_where(host, user, pid)},{how}],"","",null,[]]'
 
 
 @lru_cache(maxsize=1024)

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskqueue.depending import Input
 from taskqueue.errors import TaskCancelled, Unsupported
@@ -52,8 +51,7 @@ class Failure(Exception):
         super().__init__(error, retries)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurrentWorkitem:
+class CurrentWorkitem(NamedTuple):
     """The workitem that is being handled.
 
     raw: its body as it lay in the queue.

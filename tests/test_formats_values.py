@@ -20,6 +20,7 @@ from taskqueue.outcome import Payload
     [
         (b'{"a": [1, 0.5, null]}', JSON, {"a": [1, 0.5, None]}),
         (b"\xef\xbb\xbf7", "application/json; charset=utf-8", 7),
+        (b'\xef\xbb\xbf \r\n\t{"a": 1} \r\n\t', JSON, {"a": 1}),
         (b'"\xfc"', "application/json; charset=latin-1", "\u00fc"),
         (b'"\\ud800"', JSON, "\ud800"),
         (b"9007199254740993", JSON, 9007199254740993),
@@ -39,7 +40,10 @@ def test_a_handler_gets_what_the_content_type_says(body: bytes, content_type: st
     ("body", "content_type", "detail"),
     [
         (b"", JSON, "not JSON"),
-        (b"1 2", JSON, "not JSON: Extra data"),
+        (b"1 2", JSON, r"not JSON: Extra data \(character 2\)"),
+        (b" \n1 \xc2\xa0", JSON, r"not JSON: Extra data \(character 4\)"),
+        (b" \xc2\xa01", JSON, r"not JSON: Expecting value \(character 1\)"),
+        (b" \n ", JSON, r"not JSON: Expecting value \(character 3\)"),
         (b"NaN", JSON, "not JSON: NaN"),
         (b'[{"a": Infinity}]', JSON, "not JSON: Infinity"),
         (b"1" * 10_000, JSON, "too many digits"),

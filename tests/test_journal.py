@@ -182,13 +182,13 @@ class TestLine:
     ) -> None:
         line, other = ends
         frames = Frames()
-        line.keep(Kind.ENDED, [1])
-        line.keep(Kind.ENDED, [2], b"x")
+        line.keep(pack(Kind.ENDED, [1]))
+        line.keep(pack(Kind.ENDED, [2], b"x"))
         with pytest.raises(BlockingIOError):
             other.recv(100, socket.MSG_DONTWAIT)
         line.send(Kind.LOG, [3])
         assert [meta for _, meta, _ in frames.feed(other.recv(1000))] == [[1], [2], [3]]
-        line.keep(Kind.ENDED, [4])
+        line.keep(pack(Kind.ENDED, [4]))
         line.flush()
         line.flush()
         assert [meta for _, meta, _ in frames.feed(other.recv(1000))] == [[4]]
@@ -197,7 +197,7 @@ class TestLine:
     def test_what_does_not_fit_is_sent_in_its_turn(self, ends: tuple[Line, socket.socket], length: int) -> None:
         line, other = ends
         for number in range(5):
-            line.keep(Kind.ENDED, [number], bytes(length))
+            line.keep(pack(Kind.ENDED, [number], bytes(length)))
         line.flush()
         frames, found = Frames(), list[Any]()
         while len(found) < 5:

@@ -15,7 +15,7 @@ from system import until
 
 from taskqueue.broker import Broker, Delivery, Ended, Lease, complete, connect
 from taskqueue.brokers.postgresql import engine
-from taskqueue.brokers.postgresql.rows import Parcel
+from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Done, Failed, Outcome, Payload
 from taskqueue.store import Store

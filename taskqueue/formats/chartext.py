@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from functools import lru_cache
 
 from taskqueue.errors import FormatError
 
@@ -15,6 +16,7 @@ _CHARSET = re.compile(r"[a-z0-9][a-z0-9._:+-]{0,39}")
 _NO_CHARSETS = frozenset(("idna", "punycode", "unicode-escape", "raw-unicode-escape"))
 
 
+@lru_cache(maxsize=1024)
 def _charset(content_type: str) -> str:
     for parameter in content_type.split(";")[1:]:
         name, _, charset = parameter.partition("=")

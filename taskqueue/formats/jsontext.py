@@ -15,6 +15,7 @@ MAX_DEPTH = 200
 """Levels of arrays and objects in JSON: far fewer than any recursive reader can take, in a deep stack, too."""
 
 _BOM = "\ufeff"
+_WHITE = " \t\n\r"
 _MARK = re.compile(r"[ \t\n\r]*([^ \t\n\r])[ \t\n\r]*")
 
 
@@ -74,10 +75,19 @@ def _mark(text: str, at: int) -> tuple[str, int]:
 def json_value(text: str) -> object:
     """The value of the JSON `text`.  Raises FormatError."""
     try:
-        found: object = _READER.decode(text.removeprefix(_BOM))
+        found = _whole(text.removeprefix(_BOM))
     except (RecursionError, ValueError) as error:
         raise _not_json(error) from None
     check_depth(text)
+    return found
+
+
+def _whole(text: str) -> object:
+    """As JSONDecoder.decode, which takes half as long again."""
+    found: object
+    found, end = _READER.raw_decode(text, len(text) - len(text.lstrip(_WHITE)))
+    if rest := text[end:].lstrip(_WHITE):
+        raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
     return found
 
 

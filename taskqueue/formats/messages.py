@@ -11,7 +11,7 @@ from taskqueue.formats.builtin import BUILTIN, JSON, TEXT, ruote_type, text_of
 from taskqueue.formats.chartext import decode, encodable, line, shown
 from taskqueue.formats.contract import Extracted, Formats, media
 from taskqueue.formats.jsontext import check_depth, members
-from taskqueue.outcome import Payload
+from taskqueue.outcome import NULL, Payload
 from taskqueue.workitem import FORMAT_VERSION, Workitem, is_type
 
 __all__ = ["MAX_REFERENCE", "ONLY_BUILTIN", "failed_result", "is_reference", "parse", "payload", "value"]
@@ -92,6 +92,8 @@ def payload(value: object, what: str = "a result") -> Payload:
     what: it is, in messages.  Raises FormatError where JSON can't express `value`, or `value` would not read it back.
     """
     try:
+        if value is None:
+            return NULL
         if isinstance(value, Payload):
             return value
         if isinstance(value, bytes | bytearray):

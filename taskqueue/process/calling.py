@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
@@ -22,8 +21,7 @@ Handle = Callable[[Workitem], "Answer"]
 LONGEST_DELAY = 10 * 365 * 86400.0  # seconds, for what a handler asks for
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a worker process says of a workitem: JSON, and the bytes of its result.
 
     meta: one of

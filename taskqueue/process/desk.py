@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -9,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskqueue.depending import Input
 from taskqueue.process.calling import Answer
 from taskqueue.process.handing import read
 from taskqueue.process.line import Line
-from taskqueue.process.protocol import Kind
+from taskqueue.process.protocol import Kind, framed, pack
 from taskqueue.process.shared import Marks
 from taskqueue.title import set_title, shown
 from taskqueue.worker import CurrentWorkitem
@@ -72,7 +74,7 @@ class Desk:
         self._running = 0
         self._counting = threading.Lock()
         self._number = 0
-        self._cpu = 0.0
+        self._cpu: float | None = None  # seconds, when the last one of the batch ended, and the next one began
         self._memory = 0  # bytes, the most so far
         self._said: dict[int, float] = {}
         self._flushed = 0.0
@@ -95,7 +97,8 @@ class Desk:
         _here.set(item.number)
         if self._one:
             self._number = item.number
-            self._cpu = time.process_time()
+            if self._cpu is None:
+                self._cpu = time.process_time()
             self._show(f"running {shown(workitem.id)}, attempt {workitem.attempt}")
         else:
             self._count(1)
@@ -107,7 +110,8 @@ class Desk:
             os._exit(0 if answer.meta[0] == "done" else 1)
         cpu = None
         if self._one:
-            cpu = time.process_time() - self._cpu
+            spent = time.process_time()
+            cpu, self._cpu = spent - (self._cpu or spent), spent
         else:
             self._count(-1)
         if self.completing is not None:
@@ -117,8 +121,7 @@ class Desk:
         seconds = now - started
         if seconds > BRIEF or not self._memory:
             self._memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        times = [int(seconds * 1e9), None if cpu is None else int(cpu * 1e9)]  # as text, a float takes longer
-        self._line.keep(Kind.ENDED, [item.number, *times, self._memory, *answer.meta], answer.payload)
+        self._line.keep(_ending(item.number, seconds, cpu, self._memory, answer))
         if not self._one or now >= self._flushed + KEEP_FOR:
             self._flushed = now
             self._line.flush()
@@ -142,7 +145,7 @@ class Desk:
     def complete(self, connection: object, result: Any) -> None:
         """End the one that is handled here in the transaction of `connection`."""
         assert self.completing is not None
-        cpu = time.process_time() - self._cpu if self._one else None
+        cpu = time.process_time() - self._cpu if self._one and self._cpu is not None else None
         self.completing.complete(self.here(), connection, result, cpu)
 
     def unstarted(self, late: Sequence[Item]) -> None:
@@ -152,6 +155,7 @@ class Desk:
     def idle(self) -> None:
         """Nothing runs, for now."""
         self._line.flush()
+        self._cpu = None
         self._show("idle")
 
     def _count(self, more: int) -> None:
@@ -164,15 +168,30 @@ class Desk:
             set_title(f"{self._title} {doing}")
 
 
+def _ending(number: int, seconds: float, cpu: float | None, memory: int, answer: Answer) -> bytes:
+    """The frame that says what became of it.  Times in nanoseconds: as text, a float takes longer."""
+    meta, payload = answer
+    ran, spent = int(seconds * 1e9), None if cpu is None else int(cpu * 1e9)
+    if spent is None or meta[0] != "done" or meta[2]:
+        return pack(Kind.ENDED, [number, ran, spent, memory, *meta], payload)
+    # Nearly always it is this one: in a third of the time.
+    return framed(Kind.ENDED, f'[{number},{ran},{spent},{memory},"done",{_quoted(meta[1])},[]]', payload)
+
+
+@lru_cache(maxsize=1024)
+def _quoted(content_type: str | None) -> str:
+    return json.dumps(content_type)
+
+
 def current(workitem: Workitem, inputs: tuple[Input, ...] = ()) -> CurrentWorkitem:
     """What a handler sees of it.  inputs: how those have ended that it depends on."""
     return CurrentWorkitem(
-        raw=workitem.body,
-        id=workitem.id,
-        type=workitem.type,
-        content_type=workitem.content_type,
-        headers=workitem.headers,
-        attempt=workitem.attempt,
-        reference=workitem.reference,
-        inputs=inputs,
+        workitem.body,
+        workitem.id,
+        workitem.type,
+        workitem.content_type,
+        workitem.headers,
+        workitem.attempt,
+        workitem.reference,
+        inputs,
     )

@@ -42,22 +42,19 @@ class Line:
             with self._sending:
                 self._send(pack(kind, meta, payload))
 
-    def keep(self, kind: Kind, meta: Any, payload: bytes = b"") -> None:
+    def keep(self, frame: bytes) -> None:
         """Send a frame with the next one, or at `flush`: a system call for each costs more than a brief handler.
 
-        Should this process die before, its carrier finds it all the same.
+        Should this process die before, its carrier finds it all the same.  Not for a process that a handler forked.
         """
-        if os.getpid() == self.pid:
-            frame = pack(kind, meta, payload)
-            with self._sending:
-                if self._journal is None or not self._journal.keep(frame):
-                    self._send(frame)
+        with self._sending:
+            if self._journal is None or not self._journal.keep(frame):
+                self._send(frame)
 
     def flush(self) -> None:
         """Send what is kept."""
-        if os.getpid() == self.pid:
-            with self._sending:
-                self._send(b"")
+        with self._sending:
+            self._send(b"")
 
     def _send(self, frame: bytes) -> None:
         if self._journal is not None:

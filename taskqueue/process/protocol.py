@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["CANNOT_BOOT", "MAX_FRAME", "Frames", "Kind", "inherited_socket", "pack"]
+__all__ = ["CANNOT_BOOT", "MAX_FRAME", "Frames", "Kind", "framed", "inherited_socket", "pack"]
 
 _HEAD = struct.Struct("!BII")
 MAX_FRAME = 1 << 28
@@ -60,7 +60,12 @@ class Kind(enum.IntEnum):
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:
     """One frame.  Values of headers that JSON does not know (bytes, times) travel as text."""
-    text = _encoder.encode(meta).encode()
+    return framed(kind, _encoder.encode(meta), payload)
+
+
+def framed(kind: Kind, meta: str, payload: bytes) -> bytes:
+    """The same for what is JSON already."""
+    text = meta.encode()
     return b"".join((_HEAD.pack(kind, len(text), len(payload)), text, payload))
 
 

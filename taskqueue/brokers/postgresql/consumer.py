@@ -13,7 +13,8 @@ from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.postgresql.engine import Engine, Lent
-from taskqueue.brokers.postgresql.rows import Parcel, Row
+from taskqueue.brokers.postgresql.parcel import Parcel
+from taskqueue.brokers.postgresql.rows import Row
 from taskqueue.errors import BrokerError
 from taskqueue.outcome import Release
 

@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 
 from taskqueue.broker import Delivery, Ended, Lease
+from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import Parcel, Row, unpack
+from taskqueue.brokers.postgresql.rows import Row, unpack
 from taskqueue.brokers.postgresql.session import Translated, connect_async
 from taskqueue.clock import Clock
 from taskqueue.store import sender

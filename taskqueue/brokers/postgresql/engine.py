@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 from taskqueue.brokers.postgresql.link import Link
 from taskqueue.brokers.postgresql.listener import Listener, stop
+from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import home, is_gone
-from taskqueue.brokers.postgresql.rows import Parcel, Row, array, unpack
+from taskqueue.brokers.postgresql.rows import Row, array, unpack
 from taskqueue.brokers.postgresql.teller import Teller
 from taskqueue.clock import Clock
 from taskqueue.store import sender
@@ -99,7 +100,7 @@ class Engine:
         self._link = Link(place, self)
         self._sender = sender()
         self._parcel: Parcel | None = None
-        self._under_way: dict[int, str] = {}
+        self._under_way: dict[int, Row] = {}
         self._working: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -125,7 +126,7 @@ class Engine:
     # What the link asks and says.
 
     def held(self) -> dict[int, str]:
-        found = dict(self._under_way)
+        found = {seq: row.stored_id for seq, row in self._under_way.items()}
         for member in self.members:
             found |= member.held()
         return found

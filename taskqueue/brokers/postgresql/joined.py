@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskqueue.broker import Ended
+from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.producer import addressed, parcels
-from taskqueue.brokers.postgresql.rows import Parcel, Row
+from taskqueue.brokers.postgresql.rows import Row
 from taskqueue.brokers.postgresql.session import DENIED, LEASE, MISSING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError, DeliveryLost

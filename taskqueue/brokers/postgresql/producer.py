@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
+from taskqueue.brokers.postgresql.parcel import COPIED, Parcel
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.rows import COPIED, REPLIES, Parcel, stored_id, unpack, usable
+from taskqueue.brokers.postgresql.rows import REPLIES, stored_id, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
 from taskqueue.clock import Clock
 from taskqueue.errors import DuplicateTask, SendFailed, UnknownTask

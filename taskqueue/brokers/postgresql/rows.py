@@ -1,26 +1,28 @@
-"""How workitems and what became of them are written for the database's functions.  Pure.
-
-Any number of them is one JSON text and one string of bytes with all bodies behind each other: the server takes that
-apart much faster than a driver could put it together value by value.
-"""
+"""Workitems as rows of the database, and what its columns can have.  Pure."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from taskqueue.broker import Ended, Input
-from taskqueue.brokers.postgresql.history import Past, input_of, past
-from taskqueue.depending import passes, result_ends
-from taskqueue.lifecycle import State
-from taskqueue.outcome import effects, ignores_result
-from taskqueue.properties import from_text, to_text
-from taskqueue.record import Progress, Run, is_recorded, results_queue
-from taskqueue.story import told
-from taskqueue.workitem import DEAD_LETTERS, Workitem
+from taskqueue.broker import Input
+from taskqueue.brokers.postgresql.history import input_of
+from taskqueue.properties import from_text
+from taskqueue.workitem import Workitem
 
-__all__ = ["COPIED", "ENDED", "REPLIES", "Parcel", "Row", "array", "clean", "stored_id", "unpack", "usable"]
+__all__ = [
+    "ENDED",
+    "MAX_INDEXED",
+    "MAX_NAME",
+    "REPLIES",
+    "Row",
+    "array",
+    "clean",
+    "is_exact",
+    "stored_id",
+    "unpack",
+    "usable",
+]
 
 REPLIES = "taskqueue.reply."
 """What the names of reply queues begin with; they exist as long as their client."""
@@ -28,20 +30,10 @@ REPLIES = "taskqueue.reply."
 ENDED = "taskqueue.ended"
 """What is notified of when records of workitems have ended; no queue has this name."""
 
-MAX_NAME = 255  # characters in the name of a queue
-MAX_INDEXED = 500  # characters of what is indexed: an entry of a btree has room for 2,700 bytes
-MAX_SECONDS = 100 * 365 * 86400.0
-MAX_INTEGER = (1 << 31) - 1
-_BETWEEN = "\x1f"  # values in a column
-_KEPT = ("id", "type", "reference", "content_type")
-
-COPIED = "queue, id, type, content_type, properties, priority, sender, reference, body"
-"""The columns that `Parcel.copied` has values for."""
-
-_SAID_BY_COPY = frozenset(("queue", "id", "type", "content_type", "properties", "priority", "reference", "at", "size"))
-_SAID_BY_ONE = _SAID_BY_COPY | {"delay", "lifetime"}
-_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+MAX_NAME = 255
+"""Characters in the name of a queue."""
+MAX_INDEXED = 500
+"""Characters of what is indexed: an entry of a btree has room for 2,700 bytes."""
 
 
 class Row(NamedTuple):
@@ -70,252 +62,9 @@ class Row(NamedTuple):
         return stored_id(self.workitem.id)
 
 
-class Parcel:
-    """What one statement settles, sends, and says of what runs.
-
-    settled: the numbers of all deliveries that are settled, with the ids of their workitems.
-    asks: whether somebody wants to hear what is wanted no more.
-    asked: what some that are sent depend on, unless that was sent before them in the same call; None: none does.
-    """
-
-    def __init__(self, now: float, *, in_columns: bool = False) -> None:
-        """in_columns: what succeeded is asked for by `successes`; else it is among `ends`, too."""
-        self.now = now
-        self._in_columns = in_columns
-        self._successes: list[tuple[str, ...]] = []
-        self.ends: list[dict[str, object]] = []
-        self.releases: list[dict[str, object]] = []
-        self.sends: list[dict[str, Any]] = []
-        self.reports: list[dict[str, object]] = []
-        self.asks = False
-        self.told: set[str] = set()
-        self.settled: dict[int, str] = {}
-        self.asked: dict[str, None] | None = None
-        self._lanes: dict[tuple[str, object], bool] = {}
-        self._bodies: list[bytes] = []
-        self._size = 0
-        self._last: tuple[bytes | None, int] = (None, 0)
-
-    def end(self, row: Row, ended: Ended) -> None:
-        """The delivery of `row` has ended."""
-        queue = ended.delivery.queue
-        self.settled[row.seq] = row.stored_id
-        before = past(ended, row.workitem, row.story, self.now)
-        results = _results(row, ended) if before is not None else ""
-        todo = effects(row.workitem, ended.outcome, ended.rules, queue=queue, now=self.now, recorded=bool(results))
-        end: dict[str, object] = {"seq": row.seq, "place": row.place}
-        if not todo.ends:
-            if before is not None and ended.run is not None:  # else the database has it, and whether it was lost
-                end["story"] = before.story
-            self.releases.append(end)
-            self.told.add(queue)
-            return
-        if before is None or not self._succeeded(row, before, ended, results):
-            if before is not None and before.state is not None:
-                end |= self._kept(before, ended, results)
-            self.ends.append(end)
-        goes_on = False
-        for send in todo.sends:
-            item = self.send(send.queue, send.workitem, optional=not send.required and send.queue.startswith(REPLIES))
-            item["parent"] = row.seq
-            if before is not None and send.goes_on:
-                item |= {"sent": row.sent, "sender": row.sender, "story": before.story}
-            if row.number is not None and send.workitem.after:
-                goes_on = True
-                item["inputs"] = row.number
-                if send.more:
-                    item |= {"after": [], "failing": _failing(send.workitem), "more": list(map(stored_id, send.more))}
-                if queue == DEAD_LETTERS and is_recorded(send.queue):  # a new life
-                    item |= {"after": [], "failing": _failing(send.workitem)}
-        if row.number is not None and not goes_on:
-            end["unbinds"] = True
-
-    def _succeeded(self, row: Row, before: Past, ended: Ended, results: str) -> bool:
-        """Put what nearly always happens into columns, where these can tell all of it."""
-        result = before.result
-        if before.state != State.SUCCEEDED or result is None or row.number is not None or not self._in_columns:
-            return False
-        worker, content_type = clean(ended.rules.worker), clean(result.content_type)
-        if _BETWEEN in worker or _BETWEEN in content_type or _BETWEEN in results:
-            return False
-        at, size = self._place(result.body)
-        timeout = result_ends(ended.delivery.workitem, 0.0)
-        kept = "" if timeout is None else str(min(timeout, MAX_SECONDS))
-        self._successes.append(
-            (row.place, str(row.seq), worker, content_type, before.story, results, kept, str(at), str(size))
-        )
-        self.told.add(ENDED)
-        if results:
-            self.told.add(results)
-        return True
-
-    def _kept(self, before: Past, ended: Ended, results: str) -> dict[str, object]:
-        """What the history gets of what has ended; results: the queue whose readers get the result from there."""
-        self.told.add(ENDED)
-        kept: dict[str, object] = {"state": before.state, "worker": clean(ended.rules.worker)}
-        if before.error:
-            kept["error"] = clean(before.error)
-        if before.off:
-            kept["off"] = True
-        if before.crashes:
-            kept["crashes"] = before.crashes
-        if before.whole:
-            kept["story"] = before.story
-        if before.result is not None:
-            at, size = self._place(before.result.body)
-            kept |= {"result_type": clean(before.result.content_type), "at": at, "size": size}
-            timeout = result_ends(ended.delivery.workitem, 0.0)
-            if timeout is not None:
-                kept["timeout"] = min(timeout, MAX_SECONDS)
-        if results:
-            kept["results"] = results
-            self.told.add(results)
-        return kept
-
-    def move(self, moved: Mapping[int, str]) -> None:
-        """Some rows are somewhere else now, by their numbers."""
-        for end in (*self.ends, *self.releases):
-            end["place"] = moved.get(cast(int, end["seq"]), end["place"])
-        self._successes = [(moved.get(int(seq), place), seq, *rest) for place, seq, *rest in self._successes]
-
-    def report(self, row: Row, run: Run, progress: Progress | None) -> None:
-        """The delivery of `row` is running."""
-        self.reports.append({"seq": row.seq, "place": row.place, "running": told(run, progress)})
-
-    def send(self, queue: str, workitem: Workitem, *, optional: bool = False) -> dict[str, object]:
-        """Store a workitem; optional: only where the queue exists."""
-        note: dict[str, object] = {}
-        if not usable(queue):
-            detail = f"no queue can be named {queue[:MAX_NAME]!r}"
-            note["headers"] = {**workitem.headers, "reason": "rejected", "detail": detail}
-            queue, optional = DEAD_LETTERS, False
-        at, size = self._place(workitem.body)
-        item: dict[str, object] = {"queue": queue, "at": at, "size": size}
-        for name in _KEPT:
-            value = getattr(workitem, name)
-            item[name] = known = clean(value)
-            if name in ("id", "reference") and len(known) > MAX_INDEXED:
-                item[name] = known = known[:MAX_INDEXED]
-            if known != value:
-                note[name] = value
-        if workitem.priority:
-            item["priority"] = max(-32768, min(workitem.priority, 32767))
-        if workitem.due is not None and workitem.due > self.now:
-            item["delay"] = min(workitem.due - self.now, MAX_SECONDS)
-        if workitem.expiration is not None:
-            item["lifetime"] = max(0.0, min(workitem.expiration, MAX_SECONDS))
-        if workitem.attempt != 1:
-            item["attempt"] = min(workitem.attempt, MAX_INTEGER)
-        if workitem.crashes:
-            item["crashes"] = min(workitem.crashes, MAX_INTEGER)
-        if workitem.failures:
-            item["failures"] = min(workitem.failures, MAX_INTEGER)
-        properties = to_text(workitem, **note)
-        if properties:
-            item["properties"] = properties
-        if optional:
-            item["optional"] = True
-        lane = queue, item.get("priority", 0)
-        self._lanes[lane] = optional and self._lanes.get(lane, True)
-        self.sends.append(item)
-        self.told.add(queue)
-        return item
-
-    def bind(self, item: dict[str, object], workitem: Workitem, sent: Container[str]) -> None:
-        """Have what is sent as `item` depend on others.  sent: the ids that came before it in the same call."""
-        after = [stored_id(id) for id in workitem.after]
-        item |= {"after": after, "failing": _failing(workitem)}
-        self.asked = (self.asked or {}) | {id: None for id in after if id not in sent}
-
-    def _place(self, body: bytes) -> tuple[int, int]:
-        if self._last[0] is body:  # a result goes into the history and to whoever waits for it
-            return self._last[1], len(body)
-        at = self._size
-        self._bodies.append(body)
-        self._size += len(body)
-        self._last = body, at
-        return at, len(body)
-
-    @property
-    def is_copied(self) -> bool:
-        """Whether the columns COPIED can say all of it."""
-        return all(item.keys() <= _SAID_BY_COPY for item in self.sends)
-
-    def one(self, sender: str) -> tuple[object, ...] | None:
-        """The one workitem that is sent, as the database's function `put_one` takes it; None: there is more to say."""
-        item = self.sends[0]
-        if len(self.sends) > 1 or not item.keys() <= _SAID_BY_ONE:
-            return None
-        return (*self.columns(sender), item.get("delay"), item.get("lifetime"))
-
-    def columns(self, sender: str) -> tuple[object, ...]:
-        """The values of COPIED for the one workitem that is sent."""
-        item = self.sends[0]
-        return (
-            item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
-            item.get("priority", 0), sender, item["reference"] or None, self._bodies[0],
-        )  # fmt: skip
-
-    @property
-    def lanes_sent_to(self) -> set[tuple[str, object]]:
-        """The queues and priorities that are sent to."""
-        return set(self._lanes)
-
-    def copied(self, sender: str) -> str | None:
-        """All that is sent, in COPY's text format; None where the columns COPIED can't say something of it."""
-        if not self.is_copied:
-            return None
-        bodies, lines = b"".join(self._bodies).hex(), []
-        for item in self.sends:
-            texts = (
-                item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
-                str(item.get("priority", 0)), sender, item["reference"],
-            )  # fmt: skip
-            line = "\t".join(texts)
-            if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(texts):
-                line = "\t".join(text.translate(_ESCAPES) for text in texts)
-            if not item["reference"]:
-                line += r"\N"
-            at, end = 2 * item["at"], 2 * (item["at"] + item["size"])
-            lines.append(f"{line}\t\\\\x{bodies[at:end]}\n")
-        return "".join(lines)
-
-    def lanes(self) -> str:
-        """The queues and priorities that are sent to, as the database's functions take them."""
-        return _encode(
-            [{"queue": queue, "priority": n, "optional": maybe} for (queue, n), maybe in self._lanes.items()]
-        )
-
-    def successes(self) -> list[str] | None:
-        """What succeeded and has no more to say, in columns, as the database's function `succeeded` takes it."""
-        return [_BETWEEN.join(column) for column in zip(*self._successes, strict=True)] or None
-
-    def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
-        """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
-        return (
-            _encode(self.ends) if self.ends else None,
-            _encode(self.releases) if self.releases else None,
-            _encode(self.sends) if self.sends else None,
-            b"".join(self._bodies),
-            self.lanes() if self._lanes else None,
-        )
-
-
-def _results(row: Row, ended: Ended) -> str:
-    """The queue whose readers get the result out of the history; empty: it is sent.  Only what is there as it was."""
-    workitem = row.workitem
-    exact = row.stored_id == workitem.id and clean(workitem.reference)[:MAX_INDEXED] == workitem.reference
-    queue = results_queue(workitem, ended.outcome, ended.rules, ended.run) if exact else ""
-    return queue if usable(queue) else ""
-
-
-def _failing(workitem: Workitem) -> str | None:
-    """Who gets its result where it fails with what it depends on, for the database; None: it runs in any case."""
-    if passes(workitem):
-        return None
-    if not usable(workitem.reply_to) or ignores_result(workitem):
-        return "{}"
-    return _encode({"queue": workitem.reply_to, "correlation_id": clean(workitem.correlation_id or workitem.id)})
+def is_exact(text: str) -> bool:
+    """Whether an id or reference is stored as it is."""
+    return stored_id(text) == text
 
 
 def stored_id(id: str) -> str:
