@@ -2,7 +2,8 @@
 
 One private server with fsync on; real daemons with two worker processes each, a handler that does nothing, what ended
 kept as each of them keeps it.  Ours has its defaults, the others several settings each.  Rates of a drain are those
-between a tenth and all of it, by the database's own times of end.  The peers live in environments of their own.
+between a tenth and all of it, by the database's own times of end; then as many as half of that are sent every second.
+The peers live in environments of their own.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from typing import Protocol
 import psycopg
 
 TOP = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TOP / "tests"))
+sys.path[:0] = [str(TOP / "tests"), str(TOP / "benchmarks" / "peers")]
 
 from databases import PostgreSQL, binaries, with_schema  # noqa: E402
-from installations import Installation  # noqa: E402
+from installations import Installation, plugin_projects  # noqa: E402
+from pacing import paced  # noqa: E402
 
 from taskqueue.broker import connect  # noqa: E402
 from taskqueue.workitem import Workitem  # noqa: E402
 
 BODY = json.dumps({"number": 0, "padding": "x" * 190})
 BULK = 1000
+PATIENCE = 60.0  # seconds to wait for what comes late
 PAUSE = 0.05  # seconds between two workitems whose latency is measured
 SETTINGS = ("shared_buffers = '256MB'", "max_wal_size = '4GB'", "checkpoint_timeout = '30min'")
 PACKAGES = {"pgqueuer": ["pgqueuer", "asyncpg"], "procrastinate": ["procrastinate", "psycopg[binary]"]}
@@ -56,7 +59,10 @@ class Side(Protocol):
     """One of those that are compared, in a database of its own."""
 
     def send(self, how: str, count: int) -> float:
-        """Send `count` workitems, `single` or `bulk`; the rate.  `latency`: one now and then."""
+        """Send `count` workitems, `single` or `bulk`; the rate.  `latency`: one now and then.
+
+        `paced`: `count` a second for some seconds; how many that were.
+        """
 
     def ended(self) -> str:
         """A query for the times at which workitems ended."""
@@ -72,11 +78,12 @@ class Ours:
         self.database = server.database(with_schema)
         self._installation = installation
         self.url = server.url(self.database)
-        self.sent: dict[str, float] = {}
 
     def send(self, how: str, count: int) -> float:
         producer = connect(self.url).producer()
         workitem = Workitem(body=BODY.encode(), content_type="application/json", type="nothing")
+        stamp = workitem._replace(type="stamp")
+        sent = 0
         begun = time.perf_counter()
         if how == "bulk":
             for _ in range(count // BULK):
@@ -84,32 +91,30 @@ class Ours:
         elif how == "single":
             for _ in range(count):
                 producer.send([workitem])
+        elif how == "paced":
+            for several in paced(count):
+                producer.send([stamp._replace(body=str(time.monotonic()).encode())] * several)
+                sent += several
         else:
-            for number in range(count):
-                self.sent[str(number)] = time.monotonic()
-                producer.send([Workitem(body=b"", content_type="text/plain", type="record", id=str(number))])
+            for _ in range(count):
+                producer.send([stamp._replace(body=str(time.monotonic()).encode())])
                 time.sleep(PAUSE)
         rate = count / (time.perf_counter() - begun)
         producer.close()
-        return rate
+        return sent or rate
 
     def ended(self) -> str:
         return "SELECT ended FROM taskqueue.history"
 
     @contextlib.contextmanager
     def working(self, stamps: Path) -> Iterator[None]:
-        record = stamps.with_suffix(".record")
         config = stamps.with_suffix(".ini")
         config.write_text(
             f"[taskqueue]\nurl = {self.url}\nuser = root\nworker_user = nobody\n[DEFAULT]\nworkers = 0\n"
-            f"[nothing]\nworkers = 2\n[record]\nworkers = 2\nseconds = 0\nfile = {record}\n"
+            f"[nothing]\nworkers = 2\n[stamp]\nworkers = 2\nfile = {stamps}\n"
         )
-        record.touch()
-        record.chmod(0o666)
         with running([[self._installation.bin("taskqueue"), "workerpool", "-f", "-c", config]], {}):
             yield
-        starts = [line.split() for line in record.read_text().splitlines() if line.startswith("start")]
-        stamps.write_text("".join(f"{float(at) - self.sent[id]}\n" for _, id, _, at, _ in starts))
 
 
 class Peer:
@@ -186,13 +191,24 @@ def drain(server: PostgreSQL, side: Ours | Peer, count: int, directory: Path) ->
     return (count - count // 10) / (ends[-1] - ends[count // 10]).total_seconds()
 
 
-def latencies(side: Ours | Peer, count: int, directory: Path) -> list[float]:
-    stamps = directory / "stamps"
+def latencies(side: Ours | Peer, how: str, amount: int, directory: Path) -> list[float]:
+    """From sending to the start of the handler, seconds."""
+    stamps = directory / how
+    stamps.touch()
+    stamps.chmod(0o666)
     with side.working(stamps):
         time.sleep(3.0)  # they are up, and idle
-        side.send("latency", count)
-        time.sleep(1.0)
-    return sorted(map(float, stamps.read_text().split()))
+        sent = side.send(how, amount)
+        count = amount if how == "latency" else int(sent)
+        deadline = time.monotonic() + PATIENCE
+        while stamps.read_bytes().count(b"\n") < count and time.monotonic() < deadline:
+            time.sleep(0.25)
+    found = sorted(map(float, stamps.read_text().split()))
+    return found + [PATIENCE] * (count - len(found))
+
+
+def at(quantile: float, found: Sequence[float]) -> float:
+    return found[min(int(len(found) * quantile), len(found) - 1)] * 1000
 
 
 def pgbench(server: PostgreSQL, script: str, *options: str, rows: int = 0) -> float:
@@ -239,9 +255,12 @@ def one_round(server: PostgreSQL, make: Callable[[], Ours | Peer], count: int, t
         values["bulk send, /s"] = make().send("bulk", 20_000)
         values["drain, /s"] = drain(server, make(), count, directory)
         if trips:
-            found = latencies(make(), trips, directory)
-            values["idle latency, p50, ms"] = statistics.median(found) * 1000
-            values["idle latency, p99, ms"] = found[int(len(found) * 0.99)] * 1000
+            found = latencies(make(), "paced", int(values["drain, /s"] / 2), directory)
+            values["half load: latency, p50, ms"] = at(0.5, found)
+            values["half load: latency, p99, ms"] = at(0.99, found)
+            found = latencies(make(), "latency", trips, directory)
+            values["idle latency, p50, ms"] = at(0.5, found)
+            values["idle latency, p99, ms"] = at(0.99, found)
         return values
 
 
@@ -274,7 +293,8 @@ def main() -> None:
         server.start()
         (top / "ours").mkdir()
         sides: dict[str, Callable[[], dict[str, float]]] = {"pgbench": lambda: bare_round(server, args.count)}
-        installation = Installation(top / "ours")
+        stamp = TOP / "benchmarks" / "stamp"
+        installation = Installation(top / "ours", plugins=[*plugin_projects(), stamp])
         sides["taskqueue"] = lambda: one_round(server, lambda: Ours(server, installation), args.count, args.latencies)
         for name, option, install in (
             ("pgqueuer", args.batches, ["pgq", "install"]),

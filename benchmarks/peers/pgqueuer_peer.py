@@ -1,6 +1,7 @@
 """PgQueuer's part of benchmarks/postgresql.py: run by the interpreter of an environment that has pgqueuer and asyncpg.
 
-python pgqueuer_peer.py single|bulk|latency|work AMOUNT BODY, with BENCH_DSN; prints a rate.
+python pgqueuer_peer.py single|bulk|latency|paced|work AMOUNT BODY, with BENCH_DSN; prints a rate, or
+how many it has sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from datetime import timedelta
 
 import asyncpg
+from pacing import paced
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -43,6 +45,15 @@ async def latency(queries: Queries, count: int, body: bytes) -> float:
     return 0.0
 
 
+async def at_rate(queries: Queries, rate: int, body: bytes) -> float:
+    sent = 0
+    for count in paced(rate):
+        now = str(time.monotonic()).encode()
+        await queries.enqueue(["stamp"] * count, [now] * count, [0] * count)
+        sent += count
+    return sent
+
+
 async def work(connection: asyncpg.Connection, batch: int) -> None:
     manager = PgQueuer(AsyncpgDriver(connection))
     file = os.open(os.environ["BENCH_STAMPS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -65,7 +76,7 @@ async def main(verb: str, amount: int, body: str) -> None:
     if verb == "work":
         await work(connection, amount)
     else:
-        verbs = {"single": single, "bulk": bulk, "latency": latency}
+        verbs = {"single": single, "bulk": bulk, "latency": latency, "paced": at_rate}
         print(await verbs[verb](Queries(AsyncpgDriver(connection)), amount, body.encode()))
     await connection.close()
 

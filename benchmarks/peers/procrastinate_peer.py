@@ -1,6 +1,7 @@
 """Procrastinate's part of benchmarks/postgresql.py: run by the interpreter of an environment that has it.
 
-python procrastinate_peer.py single|bulk|latency|work AMOUNT BODY, with BENCH_DSN; prints a rate.
+python procrastinate_peer.py single|bulk|latency|paced|work AMOUNT BODY, with BENCH_DSN; prints a rate, or
+how many it has sent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import time
 
+from pacing import paced
 from procrastinate import App, PsycopgConnector
 
 BULK = 1000
@@ -50,12 +52,21 @@ async def latency(count: int, body: str) -> float:
     return 0.0
 
 
+async def at_rate(rate: int, body: str) -> float:
+    sent = 0
+    for count in paced(rate):
+        await stamp.batch_defer_async(*[{"sent": time.monotonic()}] * count)
+        sent += count
+    return sent
+
+
 async def main(verb: str, amount: int, body: str) -> None:
     async with app.open_async():
         if verb == "work":
             await app.run_worker_async(concurrency=amount)
         else:
-            print(await {"single": single, "bulk": bulk, "latency": latency}[verb](amount, body))
+            verbs = {"single": single, "bulk": bulk, "latency": latency, "paced": at_rate}
+            print(await verbs[verb](amount, body))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,20 @@
+"""Sends at a rate, the same way in all that are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+SECONDS = 4.0  # that it takes
+TICK = 0.02  # seconds between two sends
+
+
+def paced(rate: float) -> Iterator[int]:
+    """How many to send now, again and again, so that it is `rate` a second."""
+    begun = time.monotonic()
+    sent = 0
+    while (passed := time.monotonic() - begun) < SECONDS:
+        if due := int(passed * rate) - sent:
+            yield due
+            sent += due
+        time.sleep(TICK)
