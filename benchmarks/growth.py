@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ sys.path[:0] = [str(TOP / "tests"), str(TOP / "benchmarks")]
 
 from databases import PostgreSQL  # noqa: E402
 from installations import Installation  # noqa: E402
-from postgresql import BODY, SETTINGS, Ours, drain  # noqa: E402
+from postgresql import BODY, SETTINGS, Ours, drain, pace, plugins  # noqa: E402
 
 from taskqueue.broker import connect  # noqa: E402
 from taskqueue.workitem import Workitem  # noqa: E402
@@ -122,33 +122,6 @@ def part(side: Ours, server: PostgreSQL, count: int, directory: Path) -> float:
     return (counts[-1] - counts[0]) / (times[counts[-1]] - times[counts[0]])
 
 
-@contextlib.contextmanager
-def producing(side: Ours, rate: float, stop: threading.Event, type: str) -> Iterator[dict[str, float]]:
-    """Sends at a steady rate, a hundredth of a second at a time; yields when each was sent, by its id."""
-    sent = side.sent
-
-    def send() -> None:
-        producer = connect(side.url).producer()
-        begun, number = time.monotonic(), 0
-        while not stop.is_set():
-            due = int((time.monotonic() - begun) * rate)
-            batch = [Workitem(body=b"", content_type="text/plain", type=type, id=str(n)) for n in range(number, due)]
-            now = time.monotonic()
-            sent.update((workitem.id, now) for workitem in batch)
-            producer.send(batch)
-            number = due
-            time.sleep(0.01)
-        producer.close()
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join()
-
-
 def full_rate(server: PostgreSQL, installation: Installation, minutes: float) -> None:
     side = filled(server, installation, "")
     stop = threading.Event()
@@ -193,26 +166,26 @@ def beside_a_transaction(server: PostgreSQL, installation: Installation, minutes
     side = filled(server, installation, "")
     with tempfile.TemporaryDirectory(prefix="taskqueue-bench-", dir="/tmp") as place:
         Path(place).chmod(0o777)
-        record = Path(place) / "old.record"
-        with contextlib.closing(server.admin(side.database)) as old, side.working(Path(place) / "old"):
+        stamps = Path(place) / "stamps"
+        stamps.touch()
+        stamps.chmod(0o666)
+        with contextlib.closing(server.admin(side.database)) as old, side.working(stamps):
             old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             old.execute("SELECT count(*) FROM taskqueue.workitems")
             time.sleep(2.0)
-            with producing(side, rate, threading.Event(), "record") as sent:
-                time.sleep(minutes * 60)
+            sent = pace(connect(side.url).producer(), rate, minutes * 60)
             time.sleep(3.0)
             old.execute("ROLLBACK")
-        starts = [line.split() for line in record.read_text().splitlines() if line.startswith("start")]
-        found = [(sent[id], float(at) - sent[id]) for _, id, _, at, _ in starts]
-    first = min(at for at, _ in found)
-    for minute in range(max(1, round(minutes))):
-        part = sorted(latency for at, latency in found if minute <= (at - first) / 60 < minute + 1)
+        found = [float(line) for line in stamps.read_text().split()]  # in the order in which they were started
+    each = round(rate * min(minutes, 1.0) * 60)
+    for minute, first in enumerate(range(0, len(found), each)):
+        part = sorted(found[first : first + each])
         print(
-            f"beside an open transaction, minute {minute + 1}: {len(part) / 60:,.0f}/s, "
+            f"beside an open transaction, minute {minute + 1}: "
             f"p50 {statistics.median(part) * 1e3:.1f} ms, p99 {part[int(len(part) * 0.99)] * 1e3:.1f} ms, "
             f"longest {part[-1] * 1e3:.0f} ms"
         )
-    print(f"beside an open transaction: {len(found):,} of {len(sent):,} started")
+    print(f"beside an open transaction: {len(found):,} of {sent:,} started, {rate:,.0f} a second")
 
 
 def main() -> None:
@@ -229,7 +202,7 @@ def main() -> None:
     server = PostgreSQL(fsync=True, settings=SETTINGS)
     try:
         server.start()
-        installation = Installation(top)
+        installation = Installation(top, plugins=plugins())
         print(f"{os.cpu_count()} CPUs, {platform.platform()}; load {os.getloadavg()[0]:.1f}")
         runs: list[Callable[[], None]] = []
         if args.rounds:

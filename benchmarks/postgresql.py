@@ -32,9 +32,9 @@ sys.path[:0] = [str(TOP / "tests"), str(TOP / "benchmarks" / "peers")]
 
 from databases import PostgreSQL, binaries, with_schema  # noqa: E402
 from installations import Installation, plugin_projects  # noqa: E402
-from pacing import paced  # noqa: E402
+from pacing import SECONDS, paced  # noqa: E402
 
-from taskqueue.broker import connect  # noqa: E402
+from taskqueue.broker import Producer, connect  # noqa: E402
 from taskqueue.workitem import Workitem  # noqa: E402
 
 BODY = json.dumps({"number": 0, "padding": "x" * 190})
@@ -53,6 +53,11 @@ TABLE = """\
 CREATE TABLE bench (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, state smallint NOT NULL, worker int, body text);
 CREATE INDEX ON bench (id) WHERE state = 0; CREATE INDEX ON bench (worker) WHERE state = 1;
 """
+
+
+def plugins() -> list[Path]:
+    """What has to be installed for it."""
+    return [*plugin_projects(), TOP / "benchmarks" / "stamp"]
 
 
 class Side(Protocol):
@@ -82,8 +87,6 @@ class Ours:
     def send(self, how: str, count: int) -> float:
         producer = connect(self.url).producer()
         workitem = Workitem(body=BODY.encode(), content_type="application/json", type="nothing")
-        stamp = workitem._replace(type="stamp")
-        sent = 0
         begun = time.perf_counter()
         if how == "bulk":
             for _ in range(count // BULK):
@@ -92,16 +95,14 @@ class Ours:
             for _ in range(count):
                 producer.send([workitem])
         elif how == "paced":
-            for several in paced(count):
-                producer.send([stamp._replace(body=str(time.monotonic()).encode())] * several)
-                sent += several
+            return pace(producer, count)
         else:
             for _ in range(count):
-                producer.send([stamp._replace(body=str(time.monotonic()).encode())])
+                producer.send([stamp()])
                 time.sleep(PAUSE)
         rate = count / (time.perf_counter() - begun)
         producer.close()
-        return sent or rate
+        return rate
 
     def ended(self) -> str:
         return "SELECT ended FROM taskqueue.history"
@@ -115,6 +116,21 @@ class Ours:
         )
         with running([[self._installation.bin("taskqueue"), "workerpool", "-f", "-c", config]], {}):
             yield
+
+
+def stamp() -> Workitem:
+    """One whose handler writes down how long ago this was."""
+    return Workitem(body=str(time.monotonic()).encode(), content_type="application/json", type="stamp")
+
+
+def pace(producer: Producer, rate: float, seconds: float = SECONDS) -> int:
+    """Send `rate` of them a second; how many that were."""
+    sent = 0
+    for several in paced(rate, seconds):
+        producer.send([stamp()] * several)
+        sent += several
+    producer.close()
+    return sent
 
 
 class Peer:
@@ -293,8 +309,7 @@ def main() -> None:
         server.start()
         (top / "ours").mkdir()
         sides: dict[str, Callable[[], dict[str, float]]] = {"pgbench": lambda: bare_round(server, args.count)}
-        stamp = TOP / "benchmarks" / "stamp"
-        installation = Installation(top / "ours", plugins=[*plugin_projects(), stamp])
+        installation = Installation(top / "ours", plugins=plugins())
         sides["taskqueue"] = lambda: one_round(server, lambda: Ours(server, installation), args.count, args.latencies)
         for name, option, install in (
             ("pgqueuer", args.batches, ["pgq", "install"]),

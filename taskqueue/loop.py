@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 class Loop:
     """Moves deliveries of one queue from its consumer to a handler, and outcomes back.
 
-    handle: takes deliveries; whoever has one calls `end` for it, once.
+    handle: takes deliveries, at once or by what it returns; whoever has one calls `end` for it, once.
     reserve: how many deliveries may be held at a time.
     """
 
     def __init__(
-        self, consumer: Consumer, handle: Callable[[list[Delivery]], Awaitable[None]], *, reserve: int
+        self, consumer: Consumer, handle: Callable[[list[Delivery]], Awaitable[None] | None], *, reserve: int
     ) -> None:
         self.held = 0
         self._consumer = consumer
@@ -51,7 +51,9 @@ class Loop:
                 await self._changed.wait()
             deliveries = await self._consumer.receive(limit=room)
             self.held += len(deliveries)
-            await asyncio.shield(self._handle(deliveries))  # what was taken is handled, also when stopped
+            handling = self._handle(deliveries)
+            if handling is not None:
+                await asyncio.shield(handling)  # what was taken is handled, also when stopped
 
     def end(self, ended: Ended) -> None:
         """A delivery is over.  All that end in one turn of the event loop are settled together.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-SECONDS = 4.0  # that it takes
+SECONDS = 4.0
 TICK = 0.02  # seconds between two sends
 
 
-def paced(rate: float) -> Iterator[int]:
-    """How many to send now, again and again, so that it is `rate` a second."""
+def paced(rate: float, seconds: float = SECONDS) -> Iterator[int]:
+    """How many to send now, again and again, so that it is `rate` a second for `seconds`."""
     begun = time.monotonic()
     sent = 0
-    while (passed := time.monotonic() - begun) < SECONDS:
+    while (passed := time.monotonic() - begun) < seconds:
         if due := int(passed * rate) - sent:
             yield due
             sent += due

@@ -60,7 +60,7 @@ class Lane:
         """The worker processes that may get work."""
         return [process for process in self.processes if process.usable]
 
-    async def _take(self, deliveries: list[Delivery]) -> None:
+    def _take(self, deliveries: list[Delivery]) -> None:
         if self._receiving is None:  # it was stopped while these were on their way
             self._give_to_others(deliveries)
         else:
