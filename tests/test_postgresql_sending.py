@@ -285,10 +285,8 @@ def test_what_is_copied_is_what_would_have_been_put(
         assert copying(items * 25) == PRODUCER
         assert admin.execute(query).fetchall() == expected * 25
 
-        for item in items:
-            copying([item])  # the first of its queue and priority is put
         admin.execute("TRUNCATE taskqueue.workitems")
-        assert {copying([item]) for item in items} == {PRODUCER}  # and each of the others inserted
+        assert {copying([item]) for item in items} == {"postgres"}  # one by one, in another way again
         assert admin.execute(query).fetchall() == expected
 
 
@@ -299,7 +297,6 @@ def test_what_copy_has_no_column_for_is_put(
     plain = [Workitem(body=b"1", type="invoice")] * 300
 
     assert copying(plain) == PRODUCER
-    assert [copying(plain[:1]), copying(plain[:1])] == ["postgres", PRODUCER]
     assert copying([Workitem(body=b"2", type="invoice", **more)]) == "postgres"
     assert copying([*plain, Workitem(body=b"2", type="invoice", **more)]) == "postgres"
     assert len(received(url, 600)) == 600

@@ -32,7 +32,7 @@ from taskqueue.record import Progress, Run, is_recorded, readers_of, results_que
 from taskqueue.story import brief, told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
-__all__ = ["COPIED", "Parcel"]
+__all__ = ["COPIED", "Parcel", "alone"]
 
 MAX_SECONDS = 100 * 365 * 86400.0
 MAX_INTEGER = (1 << 31) - 1
@@ -43,7 +43,6 @@ COPIED = "queue, id, type, content_type, properties, priority, sender, reference
 """The columns that `Parcel.copied` has values for."""
 
 _SAID_BY_COPY = frozenset(("queue", "id", "type", "content_type", "properties", "priority", "reference", "at", "size"))
-_SAID_BY_ONE = _SAID_BY_COPY | {"delay", "lifetime"}
 _ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -212,11 +211,11 @@ class Parcel:
             if known != value:
                 note[name] = value
         if workitem.priority:
-            item["priority"] = max(-32768, min(workitem.priority, 32767))
-        if workitem.due is not None and workitem.due > self.now:
-            item["delay"] = min(workitem.due - self.now, MAX_SECONDS)
-        if workitem.expiration is not None:
-            item["lifetime"] = max(0.0, min(workitem.expiration, MAX_SECONDS))
+            item["priority"] = _priority(workitem)
+        if (delay := _delay(workitem, self.now)) is not None:
+            item["delay"] = delay
+        if (lifetime := _lifetime(workitem)) is not None:
+            item["lifetime"] = lifetime
         if workitem.attempt != 1:
             item["attempt"] = min(workitem.attempt, MAX_INTEGER)
         if workitem.crashes:
@@ -253,26 +252,6 @@ class Parcel:
     def is_copied(self) -> bool:
         """Whether the columns COPIED can say all of it."""
         return all(item.keys() <= _SAID_BY_COPY for item in self.sends)
-
-    def one(self, sender: str) -> tuple[object, ...] | None:
-        """The one workitem that is sent, as the database's function `put_one` takes it; None: there is more to say."""
-        item = self.sends[0]
-        if len(self.sends) > 1 or not item.keys() <= _SAID_BY_ONE:
-            return None
-        return (*self.columns(sender), item.get("delay"), item.get("lifetime"))
-
-    def columns(self, sender: str) -> tuple[object, ...]:
-        """The values of COPIED for the one workitem that is sent."""
-        item = self.sends[0]
-        return (
-            item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
-            item.get("priority", 0), sender, item["reference"] or None, self._bodies[0],
-        )  # fmt: skip
-
-    @property
-    def lanes_sent_to(self) -> set[tuple[str, object]]:
-        """The queues and priorities that are sent to."""
-        return set(self._lanes)
 
     def copied(self, sender: str) -> str | None:
         """All that is sent, in COPY's text format; None where the columns COPIED can't say something of it."""
@@ -312,6 +291,35 @@ class Parcel:
             b"".join(self._bodies),
             self.lanes() if self._lanes else None,
         )
+
+
+def alone(queue: str, workitem: Workitem, sender: str, now: float) -> tuple[object, ...] | None:
+    """One workitem that is sent, as the database's function `put_one` takes it, up to `lifetime`.
+
+    None: there is more to say of it than that function knows, and a Parcel says it.
+    """
+    _, id, type, content_type, *_ = workitem
+    lived = workitem.attempt != 1 or workitem.crashes or workitem.failures
+    if lived or workitem.after or not (usable(queue) and is_exact(id) and is_exact(workitem.reference)):
+        return None
+    if clean(type) != type or clean(content_type) != content_type:
+        return None
+    return (
+        queue, id, type, content_type, to_text(workitem), _priority(workitem), sender, workitem.reference or None,
+        workitem.body, _delay(workitem, now), _lifetime(workitem),
+    )  # fmt: skip
+
+
+def _priority(workitem: Workitem) -> int:
+    return max(-32768, min(workitem.priority or 0, 32767))
+
+
+def _delay(workitem: Workitem, now: float) -> float | None:
+    return min(workitem.due - now, MAX_SECONDS) if workitem.due is not None and workitem.due > now else None
+
+
+def _lifetime(workitem: Workitem) -> float | None:
+    return None if workitem.expiration is None else max(0.0, min(workitem.expiration, MAX_SECONDS))
 
 
 def _results(row: Row, ended: Ended) -> str:

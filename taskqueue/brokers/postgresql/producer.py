@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
-from taskqueue.brokers.postgresql.parcel import COPIED, Parcel
+from taskqueue.brokers.postgresql.parcel import COPIED, Parcel, alone
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.rows import REPLIES, stored_id, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
@@ -24,8 +24,6 @@ from taskqueue.workitem import Workitem, worker_queue
 __all__ = ["PostgreSQLProducer", "addressed", "parcels"]
 
 _MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
-_INSERT = f"INSERT INTO {{}}.workitems ({COPIED}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %b)"
-_INSERT_AND_TELL = f"WITH sent AS ({_INSERT}) SELECT pg_notify({{name}}, %s)"
 _PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
 COPY_FROM = 200  # workitems in a call for which COPY pays
 CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
@@ -42,7 +40,7 @@ class PostgreSQLProducer:
         self._waiting = Line(place)
         self._sender = ""
         self._copies: bool | None = None  # whether the role may; None: it was not asked yet
-        self._known: set[tuple[str, object]] = set()  # queues and priorities that are in the database
+        self._known: set[tuple[object, object]] = set()  # queues and priorities that are in the database
         self._reply_queue = ""
         self._replies: deque[Workitem] = deque()
 
@@ -69,7 +67,11 @@ class PostgreSQLProducer:
                 self._sender, self._sending.fresh = sender(), False
                 self._copies = None
                 self._known.clear()
-            todo = parcels(items, self._clock.wall())
+            now = self._clock.wall()
+            if len(items) == 1 and not sole and (one := alone(*items[0], self._sender, now)) is not None:
+                self._put_one(connection, one)
+                return
+            todo = parcels(items, now)
             if len(items) >= COPY_FROM and self._copy(connection, todo, sole):
                 return
             if len(todo) > 1:  # all of them, or none
@@ -77,23 +79,14 @@ class PostgreSQLProducer:
                     for parcel in todo:
                         self._put_all(connection, parcel, sole)
                         sole = None
-            elif sole or (one := todo[0].one(self._sender)) is None:
+            else:
                 self._put_all(connection, todo[0], sole)
-            elif not self._insert(connection, todo[0]):
-                lanes = todo[0].lanes_sent_to
-                self._sending.do(connection, _PUT_ONE, *one, lanes <= self._known, self._place.notify)
-                self._known |= lanes
 
-    def _insert(self, connection: psycopg.Connection, parcel: Parcel) -> bool:
-        """Send one by an INSERT; False where the role may not, or there is more to say."""
-        if not (parcel.lanes_sent_to <= self._known and parcel.is_copied and self._may_copy(connection)):
-            return False
-        values = parcel.columns(self._sender)
-        if self._place.notify:
-            self._sending.do(connection, _INSERT_AND_TELL, *values, values[0])
-        else:
-            self._sending.do(connection, _INSERT, *values)
-        return True
+    def _put_one(self, connection: psycopg.Connection, one: tuple[object, ...]) -> None:
+        queue, _, _, _, _, priority, *_ = one
+        known = (queue, priority) in self._known
+        self._sending.do(connection, _PUT_ONE, *one, known, self._place.notify)
+        self._known.add((queue, priority))
 
     def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel], sole: list[str] | None) -> bool:
         """Send all by COPY, a quarter or more faster; False where the role may not, or there is more to say of some."""
