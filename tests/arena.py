@@ -207,7 +207,10 @@ class Arena:
             below = [pid for pool in self.pools if victim in pool.carriers for pid in pool.workers]
             pids = frozenset((victim, *below))
             before = time.monotonic()
-            os.kill(victim, signal.SIGKILL)
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:  # it has just ended because of an earlier kill
+                return
             until(lambda: not alive(victim))
         self.kills.append(Kill(pids, before, time.monotonic()))
 

@@ -162,6 +162,8 @@ TRAPS = [
     "CREATE TABLE trap.workitems (LIKE taskqueue.workitems INCLUDING ALL)",
     f"CREATE FUNCTION trap.pg_notify(text, text) RETURNS void {TRAP}",
     f"CREATE FUNCTION trap.now() RETURNS timestamptz {TRAP}",
+    f"CREATE FUNCTION trap.fall(text) RETURNS boolean {TRAP}",
+    "CREATE DOMAIN trap.text AS text CHECK (trap.fall(VALUE))",
 ]
 for operator, left, right, result in [
     ("=", "text", "text", "boolean"),

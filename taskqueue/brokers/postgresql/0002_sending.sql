@@ -90,7 +90,7 @@ CREATE FUNCTION @schema@.put_one(
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
-    told text;
+    told pg_catalog.text;
 BEGIN
     IF NOT known THEN  -- by itself, without a query, it costs nothing
         IF NOT EXISTS (
@@ -111,7 +111,7 @@ BEGIN
             body
         );
     IF tell THEN
-        told := pg_catalog.pg_notify('@name@', queue)::text;  -- an assignment, which is no query either
+        told := pg_catalog.pg_notify('@name@', queue)::pg_catalog.text;  -- an assignment, which is no query either
     END IF;
 END
 $$;
