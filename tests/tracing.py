@@ -31,10 +31,10 @@ def install(record):
     def traced(self, consumer, handle, *, reserve):
         settle = consumer.settle
 
-        async def traced_handle(deliveries):
+        def traced_handle(deliveries):
             for d in deliveries:
                 write("receive", os.getpid(), d.queue, d.workitem.id, d.tag, time.monotonic())
-            await handle(deliveries)
+            return handle(deliveries)
 
         async def traced_settle(ended):
             counted = await settle(ended)
