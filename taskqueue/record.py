@@ -51,7 +51,8 @@ class Run(NamedTuple):
     """A workitem in a worker process.
 
     started, ended: POSIX seconds; ended is None while it runs, and where nobody saw it end.
-    cpu: seconds of user and system time; with several workitems at once in a process None.
+    cpu: seconds of user and system time, with reading its body and telling its end: of those that are handed over
+    together, each begins where the one before it ended.  None with several workitems at once in a process.
     memory: the most that its process has used so far, bytes; None where the process did not live to say so.
     """
 
