@@ -72,12 +72,11 @@ class Line:
             return connection.execute(text, arguments, binary=True).fetchall()
 
     def do(self, connection: psycopg.Connection, statement: str, *arguments: object) -> None:
-        """Execute a statement of which nothing is to be known; {}: the schema, {name}: its name as a string."""
-        schema = self._place.schema
+        """Execute a statement of which nothing is to be known; {}: the schema."""
         with Translated(self._place):
             if self._cursor is None or self._cursor.connection is not connection:
                 self._cursor = connection.cursor()  # made once: it costs a quarter of what it does
-            self._cursor.execute(statement.format(f'"{schema}"', name=f"'{schema}'").encode(), arguments)
+            self._cursor.execute(statement.format(f'"{self._place.schema}"').encode(), arguments)
 
     def listen(self, connection: psycopg.Connection) -> None:
         """Have notifications come over this connection, where the place has any."""
