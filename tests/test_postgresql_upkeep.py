@@ -95,7 +95,8 @@ def test_whole_days_are_dropped_and_what_types_keep_longer_stays(owner: psycopg.
 
     assert (done.records, left(owner)) == (60, {"t": 30, "long": 40})
     # Also those on which nothing ended, when they are older than anything is kept.
-    assert done.days == before - partitions(owner) >= 5
+    # (One more is made when midnight passes between the set-up and here.)
+    assert done.days == before + done.made - partitions(owner) >= 5
     assert counts(store) == {"t": 90, "long": 40}
     again = store.maintain(Keeping(default=Keep(6 * DAY), types={"long": Keep(15 * DAY)}))
     assert (again.records, again.days) == (0, 0)  # hours may be left, for which a transaction was waited for
