@@ -15,7 +15,7 @@ from system import until
 
 from taskqueue.broker import Broker, Delivery, Ended, Lease, complete, connect
 from taskqueue.brokers.postgresql import engine
-from taskqueue.brokers.postgresql.parcel import Parcel
+from taskqueue.brokers.postgresql.outgoing import puts
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Done, Failed, Outcome, Payload
 from taskqueue.store import Store
@@ -102,17 +102,12 @@ def test_an_end_waits_for_who_is_sending_what_depends_on_it_and_counts_for_that(
     database: Database, store: Store, other: psycopg.Connection
 ) -> None:
     send(database, item("a"))
-    parcel = Parcel(time.time())
-    parcel.bind(parcel.send(QUEUE, item("b", "a")), item("b", "a"), ())
-    _, _, sends, bodies, lanes = parcel.texts()
+    (put,) = puts([(QUEUE, item("b", "a"))], "", time.time())
 
     async def work(broker: Broker) -> list[Delivery]:
         consumer = broker.consumer(QUEUE, reserve=1)
         held = await lent(consumer, 1)
-        other.execute(
-            "SELECT taskqueue.put(%s, %s, %s, '', '{}', NULL, NULL, %s)",
-            (sends, bodies, lanes, list(parcel.asked or ())),
-        )
+        other.execute("SELECT taskqueue.put(%s, %s, %s, %s, %s, %s, %s)", put)
         settling = asyncio.create_task(settle(consumer, held, ONE))
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
         await asyncio.to_thread(until, lambda: database.one(waiting, database.name))

@@ -10,7 +10,7 @@ import pytest
 from lending import RULES
 
 from taskqueue.broker import Delivery, Ended, Lease
-from taskqueue.brokers.postgresql.parcel import Parcel, alone
+from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.brokers.postgresql.rows import Row
 from taskqueue.outcome import Done, Failed, Outcome, Payload, Release, Rules, Send
 from taskqueue.record import Run
@@ -99,47 +99,3 @@ def test_what_nearly_always_happens_is_told_as_all_else_is(one: tuple[Row, Ended
     thorough._end(*one)
 
     assert (quick.successes(), quick.texts(), quick.told) == (thorough.successes(), thorough.texts(), thorough.told)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {"body": b"", "type": "", "content_type": "\x1f", "id": "ü" * 500, "reference": "order:1"},
-        *({"priority": priority} for priority in (0, 5, -40_000, 99_999)),
-        *({"due": due} for due in (NOW - 1, NOW, NOW + 2, 1e300)),
-        *({"expiration": seconds} for seconds in (-1.0, 0.0, 5.0, 1e300)),
-        {"headers": {"a": "b"}, "reply_to": "a queue", "timestamp": 7},
-    ],
-)
-def test_what_is_sent_alone_is_told_as_all_else_is(more: dict[str, Any]) -> None:
-    workitem = USUAL._replace(**more)
-    item = Parcel(NOW).send("worker_t", workitem)
-
-    names = ("queue", "id", "type", "content_type", "properties", "priority", "reference", "delay", "lifetime")
-    usual: dict[str, object] = {"properties": "", "priority": 0, "delay": None, "lifetime": None}
-    queue, id, type, content_type, properties, priority, sender, reference, body, *rest = (
-        alone("worker_t", workitem, "me", NOW) or ()
-    )
-    told = (queue, id, type, content_type, properties, priority, reference or "", *rest)
-    assert told == tuple((usual | item)[name] for name in names)
-    assert (sender, body) == ("me", workitem.body)
-    assert reference != ""  # which a column does not have
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        *({name: text} for name in ("id", "reference", "type", "content_type") for text in ("a\0", "half \udc80")),
-        *({name: "x" * 501} for name in ("id", "reference")),
-        *({name: 2} for name in ("attempt", "crashes", "failures")),
-        {"after": ("1",)},
-        {"queue": "a\0"},
-        {"queue": "x" * 256},
-    ],
-)
-def test_what_has_more_to_say_is_not_sent_alone(more: dict[str, Any]) -> None:
-    queue = more.get("queue", "worker_t")
-    workitem = USUAL._replace(**{name: value for name, value in more.items() if name != "queue"})
-
-    assert alone(queue, workitem, "me", NOW) is None

@@ -262,34 +262,71 @@ def documented(section: str) -> str:
     return text.partition(section)[2].partition("\n## ")[0]
 
 
-NASTY = ["", "plain", "a\tb\nc\rd\\e\\.", r"\N", r"\x00", "ü☃", "a\0b", "half \udc80", "x" * 700]
+PLAIN = ["", "plain", "a\tb\nc\rd\\e\\.", r"\N", r"\x00", "ü☃", '{a,"b"}', "NULL"]
+NASTY = [*PLAIN, "a\x1fb", "a\0b", "half \udc80", "x" * 700]
+ALL = "queue, id, type, content_type, properties, priority, regexp_replace(sender, '.*:', ''), reference, body, state"
 
 
-def test_what_is_copied_is_what_would_have_been_put(
-    postgresql: PostgreSQL, url: str, copying: Callable[[Sequence[Workitem]], str]
-) -> None:
-    items = [
+def items(texts: Sequence[str], **more: Any) -> list[Workitem]:
+    return [
         Workitem(
             body=text.encode(errors="replace"), id=f"{n}{text}", type="invoice", content_type=text, reference=text,
-            correlation_id=text, headers={"text": text}, priority=n, timestamp=7,
+            correlation_id=text, headers={"text": text}, timestamp=7, **{"priority": n, **more},
         )
-        for n, text in enumerate(NASTY)
+        for n, text in enumerate(texts)
     ]  # fmt: skip
-    columns = (
-        "queue, id, type, content_type, properties, priority, regexp_replace(sender, '.*:', ''), reference, body, state"
-    )
-    query = f"SELECT {columns} FROM taskqueue.workitems ORDER BY seq".encode()
 
+
+def test_however_many_are_sent_the_same_is_stored(
+    postgresql: PostgreSQL, url: str, copying: Callable[[Sequence[Workitem]], str]
+) -> None:
+    """By COPY, in columns, as objects, and one by one."""
     with contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin:
-        assert copying(items) == "postgres"  # few are put
-        expected = admin.execute(query).fetchall()
-        admin.execute("TRUNCATE taskqueue.workitems")
-        assert copying(items * 25) == PRODUCER
-        assert admin.execute(query).fetchall() == expected * 25
 
-        admin.execute("TRUNCATE taskqueue.workitems")
-        assert {copying([item]) for item in items} == {"postgres"}  # one by one, in another way again
-        assert admin.execute(query).fetchall() == expected
+        def stored(workitems: Sequence[Workitem], writer: str = "postgres") -> list[tuple[Any, ...]]:
+            admin.execute("TRUNCATE taskqueue.workitems")
+            assert copying(workitems) == writer
+            return admin.execute(f"SELECT {ALL} FROM taskqueue.workitems ORDER BY seq".encode()).fetchall()
+
+        objects = stored(items(NASTY))
+        singly = [row for workitem in items(NASTY) for row in stored([workitem])]
+        few = stored(items(PLAIN))
+        many = stored(items(PLAIN) * 50, PRODUCER)
+
+    assert [bytes(row[8]) for row in objects] == [text.encode(errors="replace") for text in NASTY]
+    assert singly == objects
+    assert few == objects[: len(PLAIN)]
+    assert many == few * 50
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"due": 1.0},
+        {"due": 4e9},
+        {"expiration": 60.0},
+        {"expiration": -1.0},
+        {"due": 4e9, "expiration": 0.25},
+        {"due": 1e300, "expiration": 1e300},
+        {"priority": None},
+        {"attempt": 2},
+    ],
+)
+@pytest.mark.parametrize("count", [1, 5])
+def test_columns_tell_what_objects_do(postgresql: PostgreSQL, url: str, more: dict[str, Any], count: int) -> None:
+    columns = f"{ALL}, attempt, round(extract(epoch FROM due), -4), expires - coalesce(due, sent)"
+    workitems = items(PLAIN[:count], **more)
+    with (
+        contextlib.closing(postgresql.admin(url.rpartition("/")[2])) as admin,
+        contextlib.closing(connect(url).producer()) as producer,
+    ):
+
+        def stored(*others: Workitem) -> list[tuple[Any, ...]]:
+            admin.execute("TRUNCATE taskqueue.workitems")
+            producer.send([*workitems, *others], unique=True)  # a single one is in columns, too, then
+            return admin.execute(f"SELECT {columns} FROM taskqueue.workitems ORDER BY seq".encode()).fetchall()
+
+        assert stored() == stored(Workitem(body=b"", id="which no column can have: \x1f"))[:-1]
 
 
 @pytest.mark.parametrize("more", [{"due": 4e9}, {"expiration": 60.0}, {"attempt": 2}])

@@ -1,16 +1,22 @@
 -- How workitems come in.  Each function runs with its owner's rights, on its own schema only.
 
+-- Notes down the queues and priorities that are sent to.  optional: only where the queue exists.
+CREATE FUNCTION @schema@.know(lanes json) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+    INSERT INTO queues (name, priority)
+        SELECT l.queue, l.priority
+        FROM json_to_recordset(lanes) AS l (queue text, priority smallint, optional boolean)
+        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = l.queue AND q.priority = l.priority)
+            AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue))
+$$;
+
 -- Stores workitems, their bodies cut out of `bodies`.  Whoever calls it says who is told.
 -- lanes: the queues and priorities that occur.  sender: of those that don't say one.  delay, lifetime: seconds from now on.  optional: only where the queue
 -- exists.  base: what depends on others gets the number of its inputs from it on, in order; what goes on has one.
 CREATE FUNCTION @schema@.store(items json, bodies bytea, lanes json, sender text, base bigint DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
-    INSERT INTO queues (name, priority)
-        SELECT l.queue, l.priority
-        FROM json_to_recordset(lanes) AS l (queue text, priority smallint, optional boolean)
-        WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = l.queue AND q.priority = l.priority)
-            AND (l.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = l.queue));
+    PERFORM know(lanes);
     INSERT INTO workitems (
         sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
         properties, story, inputs, needs, failing, body
@@ -39,6 +45,42 @@ BEGIN
 END
 $$;
 
+-- The same for those that have nothing out of the ordinary to be said of: a value of each in every column,
+-- empty where there is none.  (A column whose only value is empty has no value at all.)
+CREATE FUNCTION @schema@.store_columns(columns text[], bodies bytea, lanes json, sender text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+BEGIN
+    PERFORM know(lanes);
+    INSERT INTO workitems (
+        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
+    )
+        SELECT
+            now() + make_interval(secs => nullif(c.delay, '')::double precision),
+            now() + make_interval(
+                secs => coalesce(nullif(c.delay, ''), '0')::double precision + nullif(c.lifetime, '')::double precision
+            ),
+            CASE WHEN c.delay <> '' THEN 1 ELSE 0 END, c.priority::smallint, c.queue, c.id, coalesce(c.type, ''),
+            nullif(c.reference, ''), store_columns.sender, coalesce(c.content_type, ''), coalesce(c.properties, ''),
+            substr(bodies, c.at::integer + 1, c.size::integer)
+        FROM ROWS FROM (
+            unnest(string_to_array(columns[1], E'\x1f')),
+            unnest(string_to_array(columns[2], E'\x1f')),
+            unnest(string_to_array(columns[3], E'\x1f')),
+            unnest(string_to_array(columns[4], E'\x1f')),
+            unnest(string_to_array(columns[5], E'\x1f')),
+            unnest(string_to_array(columns[6], E'\x1f')),
+            unnest(string_to_array(columns[7], E'\x1f')),
+            unnest(string_to_array(columns[8], E'\x1f')),
+            unnest(string_to_array(columns[9], E'\x1f')),
+            unnest(string_to_array(columns[10], E'\x1f')),
+            unnest(string_to_array(columns[11], E'\x1f'))
+        ) WITH ORDINALITY AS c (
+            queue, id, type, content_type, properties, priority, reference, delay, lifetime, at, size, place
+        )
+        ORDER BY c.place;
+END
+$$;
+
 -- Which database this is: what no other one has, but for its standbys.  (A hosted server may keep its own number secret.)
 CREATE FUNCTION @schema@.identity() RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
@@ -52,12 +94,12 @@ BEGIN
 END
 $$;
 
--- What programs of this project send by.  told: the queues whose carriers are woken up.  here: the identity of the
+-- What programs of this project send by: `columns`, or else `items`.  told: the queues whose carriers are woken up.  here: the identity of the
 -- database that is meant, where the connection is somebody else's.  sole: ids that no other work may have that is not over.
 -- asked: what some of them depend on, and does not come earlier in the same transaction; NULL where none depends on any.
 CREATE FUNCTION @schema@.put(
-    items json, bodies bytea, lanes json, sender text, told text[], here text DEFAULT NULL, sole text[] DEFAULT NULL,
-    asked text[] DEFAULT NULL
+    columns text[], items json, bodies bytea, lanes json, sender text, told text[], asked text[] DEFAULT NULL,
+    here text DEFAULT NULL, sole text[] DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
 DECLARE
@@ -69,7 +111,9 @@ BEGIN
     IF sole IS NOT NULL THEN
         PERFORM refuse_others(sole);
     END IF;
-    IF asked IS NULL THEN
+    IF columns IS NOT NULL THEN
+        PERFORM store_columns(columns, bodies, lanes, sender);
+    ELSIF asked IS NULL THEN
         PERFORM store(items, bodies, lanes, sender);
     ELSE
         woken := bind(items, bodies, lanes, sender, asked);

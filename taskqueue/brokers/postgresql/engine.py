@@ -293,7 +293,7 @@ class Engine:
 
     async def _tell(self, queues: list[str]) -> None:
         async with self._link.connected() as connection:
-            await self._link.row(connection, "SELECT {}.put(NULL, NULL, NULL, NULL, %s)", queues)
+            await self._link.row(connection, "SELECT {}.put(NULL, NULL, NULL, NULL, NULL, %s)", queues)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskqueue.broker import Ended
+from taskqueue.brokers.postgresql.outgoing import puts
 from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.brokers.postgresql.place import Place
-from taskqueue.brokers.postgresql.producer import addressed, parcels
+from taskqueue.brokers.postgresql.producer import addressed
 from taskqueue.brokers.postgresql.rows import Row
 from taskqueue.brokers.postgresql.session import DENIED, LEASE, MISSING
 from taskqueue.clock import Clock
@@ -38,15 +39,14 @@ class PostgreSQLJoined:
     def send(self, workitems: Sequence[Workitem], *, queue: str = "") -> list[str]:
         check_independent(workitems)
         items = addressed([workitem.named() for workitem in workitems], queue)
-        here, said = self._here(False), sender()
-        for parcel in parcels(items, self._clock.wall()) if items else ():
-            _, _, sends, bodies, lanes = parcel.texts()
-            told = sorted(parcel.told) if self._place.notify else []
+        here = self._here(False)
+        for put in puts(items, sender(), self._clock.wall()):
+            told = put.told if self._place.notify else []
             try:
                 with _Understood(self._place.schema):
                     self._connection.execute(
-                        f'SELECT "{self._place.schema}".put(%s, %s, %s, %s, %s, %s)',
-                        (sends, bodies, lanes, said, told, here),
+                        f'SELECT "{self._place.schema}".put(%s, %s, %s, %s, %s, %s, %s, %s)',
+                        (*put._replace(told=told), here),
                     )
             except BrokerError:
                 self._here(True)

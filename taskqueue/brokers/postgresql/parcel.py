@@ -1,4 +1,4 @@
-"""What became of workitems, and what is sent, as it is written for the database's functions.  Pure.
+"""What became of workitems, and what is sent for that, as it is written for the database's functions.  Pure.
 
 Any number of them is one JSON text, or a few columns, and one string of bytes with all bodies behind each other: the
 server takes that apart much faster than a driver could put it together value by value.
@@ -14,13 +14,18 @@ from typing import Any, cast
 from taskqueue.broker import Ended
 from taskqueue.brokers.postgresql.history import Past, past
 from taskqueue.brokers.postgresql.rows import (
+    BETWEEN,
     ENDED,
     MAX_INDEXED,
     MAX_NAME,
+    MAX_SECONDS,
     REPLIES,
     Row,
     clean,
+    delay,
     is_exact,
+    lifetime,
+    priority,
     stored_id,
     usable,
 )
@@ -32,18 +37,11 @@ from taskqueue.record import Progress, Run, is_recorded, readers_of, results_que
 from taskqueue.story import brief, told
 from taskqueue.workitem import DEAD_LETTERS, Workitem
 
-__all__ = ["COPIED", "Parcel", "alone"]
+__all__ = ["Parcel"]
 
-MAX_SECONDS = 100 * 365 * 86400.0
 MAX_INTEGER = (1 << 31) - 1
-_BETWEEN = "\x1f"  # values in a column
 _KEPT = ("id", "type", "reference", "content_type")
 
-COPIED = "queue, id, type, content_type, properties, priority, sender, reference, body"
-"""The columns that `Parcel.copied` has values for."""
-
-_SAID_BY_COPY = frozenset(("queue", "id", "type", "content_type", "properties", "priority", "reference", "at", "size"))
-_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -148,7 +146,7 @@ class Parcel:
         if before.state != State.SUCCEEDED or result is None or row.number is not None or not self._in_columns:
             return False
         worker, content_type = clean(ended.rules.worker), clean(result.content_type)
-        if _BETWEEN in worker or _BETWEEN in content_type or _BETWEEN in results:
+        if BETWEEN in worker or BETWEEN in content_type or BETWEEN in results:
             return False
         at, size = self._place(result.body)
         timeout = result_ends(ended.delivery.workitem, 0.0)
@@ -211,11 +209,11 @@ class Parcel:
             if known != value:
                 note[name] = value
         if workitem.priority:
-            item["priority"] = _priority(workitem)
-        if (delay := _delay(workitem, self.now)) is not None:
-            item["delay"] = delay
-        if (lifetime := _lifetime(workitem)) is not None:
-            item["lifetime"] = lifetime
+            item["priority"] = priority(workitem)
+        if (wait := delay(workitem, self.now)) is not None:
+            item["delay"] = wait
+        if (seconds := lifetime(workitem)) is not None:
+            item["lifetime"] = seconds
         if workitem.attempt != 1:
             item["attempt"] = min(workitem.attempt, MAX_INTEGER)
         if workitem.crashes:
@@ -248,30 +246,6 @@ class Parcel:
         self._last = body, at
         return at, len(body)
 
-    @property
-    def is_copied(self) -> bool:
-        """Whether the columns COPIED can say all of it."""
-        return all(item.keys() <= _SAID_BY_COPY for item in self.sends)
-
-    def copied(self, sender: str) -> str | None:
-        """All that is sent, in COPY's text format; None where the columns COPIED can't say something of it."""
-        if not self.is_copied:
-            return None
-        bodies, lines = b"".join(self._bodies).hex(), []
-        for item in self.sends:
-            texts = (
-                item["queue"], item["id"], item["type"], item["content_type"], item.get("properties", ""),
-                str(item.get("priority", 0)), sender, item["reference"],
-            )  # fmt: skip
-            line = "\t".join(texts)
-            if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(texts):
-                line = "\t".join(text.translate(_ESCAPES) for text in texts)
-            if not item["reference"]:
-                line += r"\N"
-            at, end = 2 * item["at"], 2 * (item["at"] + item["size"])
-            lines.append(f"{line}\t\\\\x{bodies[at:end]}\n")
-        return "".join(lines)
-
     def lanes(self) -> str:
         """The queues and priorities that are sent to, as the database's functions take them."""
         return _encode(
@@ -280,7 +254,7 @@ class Parcel:
 
     def successes(self) -> list[str] | None:
         """What succeeded and has no more to say, in columns, as the database's function `succeeded` takes it."""
-        return [_BETWEEN.join(column) for column in zip(*self._successes, strict=True)] or None
+        return [BETWEEN.join(column) for column in zip(*self._successes, strict=True)] or None
 
     def texts(self) -> tuple[str | None, str | None, str | None, bytes, str | None]:
         """What ends, is released and is sent, as the database's functions take it; the bodies; the queues sent to."""
@@ -291,35 +265,6 @@ class Parcel:
             b"".join(self._bodies),
             self.lanes() if self._lanes else None,
         )
-
-
-def alone(queue: str, workitem: Workitem, sender: str, now: float) -> tuple[object, ...] | None:
-    """One workitem that is sent, as the database's function `put_one` takes it, up to `lifetime`.
-
-    None: there is more to say of it than that function knows, and a Parcel says it.
-    """
-    _, id, type, content_type, *_ = workitem
-    lived = workitem.attempt != 1 or workitem.crashes or workitem.failures
-    if lived or workitem.after or not (usable(queue) and is_exact(id) and is_exact(workitem.reference)):
-        return None
-    if clean(type) != type or clean(content_type) != content_type:
-        return None
-    return (
-        queue, id, type, content_type, to_text(workitem), _priority(workitem), sender, workitem.reference or None,
-        workitem.body, _delay(workitem, now), _lifetime(workitem),
-    )  # fmt: skip
-
-
-def _priority(workitem: Workitem) -> int:
-    return max(-32768, min(workitem.priority or 0, 32767))
-
-
-def _delay(workitem: Workitem, now: float) -> float | None:
-    return min(workitem.due - now, MAX_SECONDS) if workitem.due is not None and workitem.due > now else None
-
-
-def _lifetime(workitem: Workitem) -> float | None:
-    return None if workitem.expiration is None else max(0.0, min(workitem.expiration, MAX_SECONDS))
 
 
 def _results(row: Row, ended: Ended) -> str:
@@ -337,7 +282,7 @@ def _common(queue: str, worker: str, content_type: str, results: str) -> tuple[s
     if not is_recorded(queue) or (results and not usable(readers)):
         return None
     worker, content_type = clean(worker), clean(content_type)
-    return None if _BETWEEN in f"{worker}{content_type}{readers}" else (worker, content_type, readers)
+    return None if BETWEEN in f"{worker}{content_type}{readers}" else (worker, content_type, readers)
 
 
 def _failing(workitem: Workitem) -> str | None:

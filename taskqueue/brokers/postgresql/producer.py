@@ -11,23 +11,22 @@ from collections.abc import Sequence
 import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
-from taskqueue.brokers.postgresql.parcel import COPIED, Parcel, alone
+from taskqueue.brokers.postgresql.outgoing import COPIED, Put, alone, copied, puts
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.rows import REPLIES, stored_id, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
 from taskqueue.clock import Clock
 from taskqueue.errors import DuplicateTask, SendFailed, UnknownTask
-from taskqueue.record import is_recorded
 from taskqueue.store import sender
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["PostgreSQLProducer", "addressed", "parcels"]
+__all__ = ["PostgreSQLProducer", "addressed"]
 
 _MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
+_PUT = "SELECT {}.put(%b, %s, %b, %s, %s, %b, %b, NULL, %b)"
 _PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
 COPY_FROM = 200  # workitems in a call for which COPY pays
-CHUNK = 1000  # workitems that go over in one statement, and replies that are taken at a time
-CHUNK_BYTES = 64 * 1024 * 1024
+REPLIES_AT_ONCE = 1000  # that are taken
 
 
 class PostgreSQLProducer:
@@ -71,16 +70,18 @@ class PostgreSQLProducer:
             if len(items) == 1 and not sole and (one := alone(*items[0], self._sender, now)) is not None:
                 self._put_one(connection, one)
                 return
-            todo = parcels(items, now)
-            if len(items) >= COPY_FROM and self._copy(connection, todo, sole):
+            may_copy = len(items) >= COPY_FROM and self._may_copy(connection)
+            if may_copy and (copy := copied(items, self._sender, now)) is not None:
+                self._copy(connection, *copy, sole)
                 return
-            if len(todo) > 1:  # all of them, or none
+            first, *others = puts(items, self._sender, now)
+            if others:  # all of them, or none
                 with Translated(self._place), connection.transaction():
-                    for parcel in todo:
-                        self._put_all(connection, parcel, sole)
-                        sole = None
+                    self._put_all(connection, first, sole)
+                    for put in others:
+                        self._put_all(connection, put)
             else:
-                self._put_all(connection, todo[0], sole)
+                self._put_all(connection, first, sole)
 
     def _put_one(self, connection: psycopg.Connection, one: tuple[object, ...]) -> None:
         queue, _, _, _, _, priority, *_ = one
@@ -88,21 +89,13 @@ class PostgreSQLProducer:
         self._sending.do(connection, _PUT_ONE, *one, known, self._place.notify)
         self._known.add((queue, priority))
 
-    def _copy(self, connection: psycopg.Connection, todo: Sequence[Parcel], sole: list[str] | None) -> bool:
-        """Send all by COPY, a quarter or more faster; False where the role may not, or there is more to say of some."""
-        copied = [text for parcel in todo if (text := parcel.copied(self._sender)) is not None]
-        if len(copied) < len(todo) or not self._may_copy(connection):
-            return False
+    def _copy(self, connection: psycopg.Connection, put: Put, rows: str, sole: list[str] | None) -> None:
+        """Send all by COPY, which is faster."""
         schema = self._place.schema
         with Translated(self._place), connection.transaction(), connection.cursor() as cursor:
-            for parcel in todo:
-                told = sorted(parcel.told) if self._place.notify else []
-                self._sending.call(connection, "put(NULL, NULL, %s, NULL, %s, NULL, %s)", parcel.lanes(), told, sole)
-                sole = None
+            self._put_all(connection, put, sole)
             with cursor.copy(f'COPY "{schema}".workitems ({COPIED}) FROM STDIN'.encode()) as copy:
-                for text in copied:
-                    copy.write(text)
-        return True
+                copy.write(rows)
 
     def _may_copy(self, connection: psycopg.Connection) -> bool:
         if self._copies is None:
@@ -111,12 +104,9 @@ class PostgreSQLProducer:
                 self._copies = (connection.execute(_MAY_COPY, (table, COPIED)).fetchone() or (False,))[0]
         return bool(self._copies)
 
-    def _put_all(self, connection: psycopg.Connection, parcel: Parcel, sole: list[str] | None) -> None:
-        _, _, sends, bodies, lanes = parcel.texts()
-        told = sorted(parcel.told) if self._place.notify else []
-        asked = None if parcel.asked is None else list(parcel.asked)
-        put = "SELECT {}.put(%s, %b, %s, %s, %s, NULL, %s, %s)"
-        self._sending.do(connection, put, sends, bodies, lanes, self._sender, told, sole, asked)
+    def _put_all(self, connection: psycopg.Connection, put: Put, sole: list[str] | None = None) -> None:
+        told = put.told if self._place.notify else []
+        self._sending.do(connection, _PUT, *put._replace(told=told), sole)
 
     def _listen(self) -> str:
         """The name of the queue of our replies, which is there then."""
@@ -134,7 +124,7 @@ class PostgreSQLProducer:
             reply_to = self._listen()
             with self._waiting.opened() as connection:
                 if not self._replies:
-                    found = self._waiting.call(connection, "take_replies(%s, %s)", reply_to, CHUNK)
+                    found = self._waiting.call(connection, "take_replies(%s, %s)", reply_to, REPLIES_AT_ONCE)
                     self._replies.extend(row.workitem for row in unpack(*found))
                 if self._replies:
                     return self._replies.popleft()
@@ -153,8 +143,9 @@ class PostgreSQLProducer:
 def addressed(workitems: Sequence[Workitem], queue: str) -> list[tuple[str, Workitem]]:
     """Each with the queue that it goes to: `queue`, or that of its type.  Raises SendFailed."""
     items = [(queue or worker_queue(workitem.type), workitem) for workitem in workitems]
-    refused = tuple(workitem.id for name, workitem in items if not usable(name))
-    if refused:
+    bad = {name for name in {name for name, _ in items} if not usable(name)}
+    if bad:
+        refused = tuple(workitem.id for name, workitem in items if name in bad)
         raise SendFailed("expected names of queues with up to 255 characters, none of them NUL", refused)
     return items
 
@@ -168,23 +159,3 @@ def _sole(workitems: Sequence[Workitem]) -> list[str]:
             raise DuplicateTask(id)
         found[id] = None
     return list(found)
-
-
-def parcels(items: Sequence[tuple[str, Workitem]], now: float) -> list[Parcel]:
-    """One for each statement that sends them."""
-    found = [Parcel(now)]
-    size = 0
-    sent: set[str] = set()
-    binds = any(workitem.after for _, workitem in items)
-    for queue, workitem in items:
-        if len(found[-1].sends) >= CHUNK or (size and size + len(workitem.body) > CHUNK_BYTES):
-            found.append(Parcel(now))
-            size = 0
-        item = found[-1].send(queue, workitem)
-        size += len(workitem.body)
-        if binds:
-            if workitem.after and is_recorded(queue):
-                found[-1].bind(item, workitem, sent)
-                size += sum(map(len, workitem.after))
-            sent.add(stored_id(workitem.id))
-    return found

@@ -11,14 +11,19 @@ from taskqueue.properties import from_text
 from taskqueue.workitem import Workitem
 
 __all__ = [
+    "BETWEEN",
     "ENDED",
     "MAX_INDEXED",
     "MAX_NAME",
+    "MAX_SECONDS",
     "REPLIES",
     "Row",
     "array",
     "clean",
+    "delay",
     "is_exact",
+    "lifetime",
+    "priority",
     "stored_id",
     "unpack",
     "usable",
@@ -34,6 +39,12 @@ MAX_NAME = 255
 """Characters in the name of a queue."""
 MAX_INDEXED = 500
 """Characters of what is indexed: an entry of a btree has room for 2,700 bytes."""
+
+MAX_SECONDS = 100 * 365 * 86400.0
+"""The longest time that anything waits, lives or is kept for; a century is for ever."""
+
+BETWEEN = "\x1f"
+"""What is between the values of a column, where the database's functions take one as one text."""
 
 
 class Row(NamedTuple):
@@ -75,6 +86,21 @@ def stored_id(id: str) -> str:
 def usable(queue: str) -> bool:
     """Whether a queue may be named so."""
     return 0 < len(queue) <= MAX_NAME and clean(queue) == queue
+
+
+def priority(workitem: Workitem) -> int:
+    """As the column has it."""
+    return max(-32768, min(workitem.priority or 0, 32767))
+
+
+def delay(workitem: Workitem, now: float) -> float | None:
+    """Seconds until it is due; None: it is."""
+    return min(workitem.due - now, MAX_SECONDS) if workitem.due is not None and workitem.due > now else None
+
+
+def lifetime(workitem: Workitem) -> float | None:
+    """Seconds from when it is due until it expires; None: it does not."""
+    return None if workitem.expiration is None else max(0.0, min(workitem.expiration, MAX_SECONDS))
 
 
 def array(numbers: Iterable[int]) -> str:
