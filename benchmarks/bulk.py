@@ -1,7 +1,6 @@
-"""PostgreSQL: many workitems in one call, by the function `put` as producers do, and by COPY; in alternation.
+"""PostgreSQL: many workitems in one call, as producers send them, and by COPY into the view `outgoing`; in alternation.
 
-A producer copies into the table where its role may insert there, as docs/sending.md says; COPY into the view `outgoing`
-is what any program can do by SQL.
+The latter is what any program can do by SQL.
 One private server with fsync on.  With --help: what can be chosen.
 """
 
@@ -32,7 +31,7 @@ ITEM = Workitem(body=BODY, content_type="application/json", type="nothing", refe
 ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
-def copy_by_view(connection: psycopg.Connection, workitems: Sequence[Workitem]) -> None:
+def copy(connection: psycopg.Connection, workitems: Sequence[Workitem]) -> None:
     """The same as any program without this project does it."""
     with (
         connection.cursor() as cursor,
@@ -52,11 +51,11 @@ def main() -> None:
     server.start()
     try:
         database = server.database(with_schema)
-        puts, copies = connect(server.url(database)).producer(), connect(server.admin_url(database)).producer()
+        producer = connect(server.url(database)).producer()
         batch = [ITEM] * args.at_once
-        rates: dict[str, list[float]] = {"put": [], "copy into the table": [], "copy into the view": []}
+        rates: dict[str, list[float]] = {"producer": [], "COPY": []}
         with contextlib.closing(server.admin(database)) as owner:
-            ways = dict(zip(rates, (puts.send, copies.send, partial(copy_by_view, owner)), strict=True))
+            ways = dict(zip(rates, (producer.send, partial(copy, owner)), strict=True))
             for _ in range(args.rounds):
                 for name in rates:
                     begun = time.perf_counter()
@@ -65,8 +64,7 @@ def main() -> None:
                     rates[name].append(args.count / (time.perf_counter() - begun))
                     owner.execute("TRUNCATE taskqueue.workitems")
                     owner.execute("CHECKPOINT")
-        puts.close()
-        copies.close()
+        producer.close()
         for name, found in rates.items():
             print(f"{name:20} {statistics.median(found):8,.0f}/s ({min(found):,.0f} to {max(found):,.0f})")
     finally:

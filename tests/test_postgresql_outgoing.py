@@ -1,4 +1,4 @@
-"""What is sent, as the database's functions take it, and as COPY does."""
+"""What is sent, as the database's functions take it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.brokers.postgresql.outgoing import CHUNK, CHUNK_BYTES, alone, copied, puts
+from taskqueue.brokers.postgresql.outgoing import CHUNK, CHUNK_BYTES, alone, puts
 from taskqueue.brokers.postgresql.parcel import Parcel
 from taskqueue.workitem import Workitem
 
@@ -79,27 +79,27 @@ def test_what_columns_cannot_tell_is_told_as_objects(name: str) -> None:
     assert put.columns is None
     assert put.objects is not None
     assert r"a\u001fb" in put.objects
-    assert copied(workitems, "me", NOW) is not None  # which has other separators
-
-
-@pytest.mark.parametrize("more", [{"due": NOW + 1}, {"expiration": 5.0}, {"attempt": 2}, {"id": "a\0"}])
-def test_what_copy_has_no_column_for_is_not_copied(more: dict[str, Any]) -> None:
-    assert copied([("worker_t", USUAL), ("worker_t", USUAL._replace(**more))], "me", NOW) is None
 
 
 def test_those_that_depend_on_others_of_the_same_call_ask_for_nothing() -> None:
     items = [USUAL._replace(id=str(n), after=(str(n - 1),) if n else ("before",)) for n in range(CHUNK + 5)]
 
     found = list(puts([("worker_t", item) for item in items], "me", NOW))
+    plain = [item._replace(after=()) for item in items[:CHUNK]]
+    behind = list(puts([("worker_t", item) for item in [*plain, *items[CHUNK:]]], "me", NOW))
 
     assert [put.asked for put in found] == [["before"], []]
-    assert all(put.columns is None for put in found)
+    assert [put.asked for put in behind] == [None, []]
+    assert all(put.columns is None for put in (*found, *behind))
 
 
 def test_no_statement_has_more_than_it_should() -> None:
     many = list(puts([("worker_t", USUAL)] * (2 * CHUNK + 1), "me", NOW))
     large = USUAL._replace(body=bytes(CHUNK_BYTES // 2 + 1))
     larger = list(puts([("worker_t", item) for item in (USUAL, large, large, USUAL)], "me", NOW))
+    needy = USUAL._replace(after=("x" * (CHUNK_BYTES // 2),) * 2)
+    neediest = list(puts([("worker_t", needy)] * 2, "me", NOW))
 
     assert [len((put.columns or [""])[0].split("\x1f")) for put in many] == [CHUNK, CHUNK, 1]
     assert [len((put.columns or [""])[0].split("\x1f")) for put in larger] == [2, 2]
+    assert len(neediest) == 2

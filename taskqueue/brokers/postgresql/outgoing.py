@@ -1,4 +1,4 @@
-"""What is sent, as the database's functions take it, and as COPY does.  Pure.
+"""What is sent, as the database's functions take it.  Pure.
 
 Nearly always columns can tell all of it.  For what has more to say there is `Parcel`, in which a workitem is an object.
 """
@@ -26,15 +26,10 @@ from taskqueue.properties import to_text
 from taskqueue.record import is_recorded
 from taskqueue.workitem import Workitem
 
-__all__ = ["COPIED", "Put", "alone", "copied", "puts"]
-
-COPIED = "queue, id, type, content_type, properties, priority, sender, reference, body"
-"""The columns that are copied."""
+__all__ = ["Put", "alone", "puts"]
 
 CHUNK = 1000  # workitems that go over in one statement
 CHUNK_BYTES = 64 * 1024 * 1024
-_NULL = r"\N"
-_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 Item: TypeAlias = tuple[str, Workitem]
 """A workitem, and the queue that it goes to."""
@@ -77,15 +72,7 @@ def puts(items: Sequence[Item], sender: str, now: float) -> Iterator[Put]:
     sent: set[str] = set()
     for chunk in _chunks(items):
         rows = None if depend else _rows(chunk, sender, now)
-        yield (rows and _in_columns(rows)) or _in_objects(chunk, sender, now, sent)
-
-
-def copied(items: Sequence[Item], sender: str, now: float) -> tuple[Put, str] | None:
-    """What COPY does not do, and then what it gets; None where the columns COPIED can't tell all of them."""
-    rows = _rows(items, sender, now)
-    if rows is None or any(wait is not None or seconds is not None for *_, wait, seconds in rows):
-        return None
-    return Put(None, None, None, *_common(rows)), "".join(map(_line, rows))
+        yield (rows and _in_columns(rows, sender)) or _in_objects(chunk, sender, now, sent)
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -114,7 +101,7 @@ def _rows(items: Iterable[Item], sender: str, now: float) -> list[_Row] | None:
     return rows
 
 
-def _in_columns(rows: Sequence[_Row]) -> Put | None:
+def _in_columns(rows: Sequence[_Row], sender: str) -> Put | None:
     """None: there is a value that a column can't have."""
     queues, ids, types, content_types, properties, priorities, _, references, bodies, delays, lifetimes = zip(
         *rows, strict=True
@@ -129,7 +116,8 @@ def _in_columns(rows: Sequence[_Row]) -> Put | None:
     ]  # fmt: skip
     if any(column.count(BETWEEN) >= len(rows) for column in columns):
         return None
-    return Put(columns, None, b"".join(bodies), *_common(rows))
+    lanes = [{"queue": queue, "priority": number} for queue, number in set(zip(queues, priorities, strict=True))]
+    return Put(columns, None, b"".join(bodies), json.dumps(lanes), sender, sorted(set(queues)))
 
 
 def _told(value: object) -> str:
@@ -147,23 +135,6 @@ def _in_objects(chunk: Iterable[Item], sender: str, now: float, sent: set[str]) 
     _, _, objects, bodies, _ = parcel.texts()
     asked = None if parcel.asked is None else list(parcel.asked)
     return Put(None, objects, bodies, parcel.lanes(), sender, sorted(parcel.told), asked)
-
-
-def _line(row: _Row) -> str:
-    """In COPY's text format."""
-    queue, id, type, content_type, properties, priority, sender, reference, body, *_ = row
-    texts = queue, id, type, content_type, properties, str(priority), sender, reference or ""
-    line = "\t".join(texts)
-    if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(texts):
-        line = "\t".join(text.translate(_ESCAPES) for text in texts)
-    return f"{line if reference else line + _NULL}\t\\\\x{body.hex()}\n"
-
-
-def _common(rows: Iterable[_Row]) -> tuple[str, str, list[str]]:
-    """The queues and priorities that are sent to, as the database's functions take them; the sender; who is told."""
-    lanes = {(queue, priority): sender for queue, _, _, _, _, priority, sender, *_ in rows}
-    text = json.dumps([{"queue": queue, "priority": priority} for queue, priority in lanes])
-    return text, next(iter(lanes.values())), sorted({queue for queue, _ in lanes})
 
 
 @lru_cache(maxsize=1024)

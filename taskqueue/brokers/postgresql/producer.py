@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import psycopg
 
 from taskqueue.brokers.postgresql.line import Line
-from taskqueue.brokers.postgresql.outgoing import COPIED, Put, alone, copied, puts
+from taskqueue.brokers.postgresql.outgoing import Put, alone, puts
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.rows import REPLIES, stored_id, unpack, usable
 from taskqueue.brokers.postgresql.session import Translated
@@ -22,10 +22,8 @@ from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["PostgreSQLProducer", "addressed"]
 
-_MAY_COPY = "SELECT bool_and(has_column_privilege(%s, c, 'INSERT')) FROM unnest(string_to_array(%s, ', ')) c"
 _PUT = "SELECT {}.put(%b, %s, %b, %s, %s, %b, %b, NULL, %b)"
 _PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
-COPY_FROM = 200  # workitems in a call for which COPY pays
 REPLIES_AT_ONCE = 1000  # that are taken
 
 
@@ -38,7 +36,6 @@ class PostgreSQLProducer:
         self._sending = Line(place)
         self._waiting = Line(place)
         self._sender = ""
-        self._copies: bool | None = None  # whether the role may; None: it was not asked yet
         self._known: set[tuple[object, object]] = set()  # queues and priorities that are in the database
         self._reply_queue = ""
         self._replies: deque[Workitem] = deque()
@@ -64,15 +61,10 @@ class PostgreSQLProducer:
         with self._sending.opened() as connection:
             if self._sending.fresh:
                 self._sender, self._sending.fresh = sender(), False
-                self._copies = None
                 self._known.clear()
             now = self._clock.wall()
             if len(items) == 1 and not sole and (one := alone(*items[0], self._sender, now)) is not None:
                 self._put_one(connection, one)
-                return
-            may_copy = len(items) >= COPY_FROM and self._may_copy(connection)
-            if may_copy and (copy := copied(items, self._sender, now)) is not None:
-                self._copy(connection, *copy, sole)
                 return
             first, *others = puts(items, self._sender, now)
             if others:  # all of them, or none
@@ -88,21 +80,6 @@ class PostgreSQLProducer:
         known = (queue, priority) in self._known
         self._sending.do(connection, _PUT_ONE, *one, known, self._place.notify)
         self._known.add((queue, priority))
-
-    def _copy(self, connection: psycopg.Connection, put: Put, rows: str, sole: list[str] | None) -> None:
-        """Send all by COPY, which is faster."""
-        schema = self._place.schema
-        with Translated(self._place), connection.transaction(), connection.cursor() as cursor:
-            self._put_all(connection, put, sole)
-            with cursor.copy(f'COPY "{schema}".workitems ({COPIED}) FROM STDIN'.encode()) as copy:
-                copy.write(rows)
-
-    def _may_copy(self, connection: psycopg.Connection) -> bool:
-        if self._copies is None:
-            with Translated(self._place):
-                table = f'"{self._place.schema}".workitems'
-                self._copies = (connection.execute(_MAY_COPY, (table, COPIED)).fetchone() or (False,))[0]
-        return bool(self._copies)
 
     def _put_all(self, connection: psycopg.Connection, put: Put, sole: list[str] | None = None) -> None:
         told = put.told if self._place.notify else []
