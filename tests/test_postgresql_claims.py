@@ -18,7 +18,7 @@ from taskqueue.workitem import Workitem
 
 def buffers(connection: psycopg.Connection, queue: str, after: str) -> int:
     """How many blocks a claim looks at that finds nothing; its plans have been made before over the connection."""
-    claim = f"SELECT taskqueue.claim(1, '{queue}', 1, '{after}')"
+    claim = f"SELECT taskqueue.claim(1, '{queue}', 1, '{after}', false)"
     for _ in range(6):  # with the sixth use of each of its statements they are made for good
         connection.execute(claim.encode())
     ((plan,),) = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {claim}".encode()).fetchall()

@@ -167,7 +167,7 @@ def test_a_producer_may_send_and_read_its_replies_and_nothing_else(postgresql: P
         "INSERT INTO taskqueue.workitems (queue, id, body) VALUES ('worker_t', '1', '')",
         "SELECT * FROM taskqueue.workitems",
         "SELECT taskqueue.turn(1, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
-        "SELECT taskqueue.claim(1, 'worker_t', 1, '{}')",
+        "SELECT taskqueue.claim(1, 'worker_t', 1, '{}', false)",
         "SELECT taskqueue.letters()",
         "SELECT taskqueue.record('1')",
         "SELECT taskqueue.cancel('1')",

@@ -145,9 +145,10 @@ $$;
 -- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
 -- items: a list of arrays, shorter ones of what nothing has happened to yet (see `unpack` in rows.py); bodies: all of their
 -- bodies behind each other, each with those of its inputs behind it.  marks: per priority, the last number.
+-- wishes: whether there is anything that somebody wants no more.
 CREATE FUNCTION @schema@.claim(
-    me bigint, queue text, room integer, after json,
-    OUT items json[], OUT bodies bytea, OUT marks jsonb, OUT woken text[]
+    me bigint, queue text, room integer, after json, wishes boolean,
+    OUT items json[], OUT bodies bytea, OUT marks jsonb
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_bitmapscan = off AS $$
@@ -156,12 +157,10 @@ DECLARE
     part json[];
     blob bytea;
     whole constant boolean := starts_with(queue, 'worker_');
-    wishes constant boolean := EXISTS (SELECT FROM unwanted);
 BEGIN
     items := '{}';
     bodies := '';
     marks := '{}';
-    woken := promote();
     IF NOT is_recorded(queue) THEN
         PERFORM bring(queue, room);
     END IF;
@@ -192,13 +191,16 @@ BEGIN
                         json_build_array(
                             t.seq, t.place, date_part('epoch', t.sent), length(t.body), t.id, t.type, t.reference,
                             t.content_type, t.sender, t.properties, t.expired_in, t.attempt, t.crashes, t.failures,
-                            t.story, t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, whole) END
+                            t.story, t.inputs, (t.needed).ends
                         )
                 END
             ),
-            string_agg(CASE WHEN t.inputs IS NULL OR NOT whole THEN t.body ELSE t.body || results_of(t.inputs) END, '')
+            string_agg(CASE WHEN t.inputs IS NULL THEN t.body ELSE t.body || (t.needed).results END, '')
             INTO part, blob
-            FROM (SELECT * FROM taken ORDER BY seq) t;
+            FROM (
+                SELECT *, CASE WHEN inputs IS NOT NULL THEN inputs_of(inputs, whole) END AS needed
+                FROM taken ORDER BY seq
+            ) t;
         IF part IS NOT NULL THEN
             items := items || part;
             bodies := bodies || blob;
@@ -246,24 +248,33 @@ BEGIN
 END
 $$;
 
--- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.  Returns the queues
--- in which there may be something because of that.
-CREATE FUNCTION @schema@.promote() RETURNS text[]
+-- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.
+-- woken: the queues in which there may be something because of that.  next: seconds until something else is due.
+CREATE FUNCTION @schema@.promote(OUT woken text[], OUT next double precision)
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_bitmapscan = off AS $$
 DECLARE
     finished endings[];
+    first timestamptz;
+    late boolean;
 BEGIN
-    IF EXISTS (SELECT FROM workitems WHERE state = 1 AND due <= now()) THEN
+    woken := '{}';
+    SELECT
+        (SELECT min(due) FROM workitems WHERE state = 1),
+        EXISTS (
+            SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL
+        )
+        INTO first, late;
+    IF first <= now() THEN
         UPDATE workitems SET state = 0, due = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM workitems WHERE state = 1 AND due <= now() ORDER BY due LIMIT 1000
                 FOR NO KEY UPDATE SKIP LOCKED
             ));
+        first := (SELECT min(due) FROM workitems WHERE state = 1);
     END IF;
-    IF EXISTS (
-        SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL
-    ) THEN
+    next := extract(epoch FROM first - now());
+    IF late THEN
         PERFORM drop_messages(ARRAY(
             SELECT ctid FROM workitems
             WHERE expires <= now() AND state = 0 AND carrier IS NULL
@@ -292,8 +303,10 @@ BEGIN
             RETURNING id, type, ended
         )
         SELECT array_agg(ROW(id, type, 'expired', '', false, false, ended)::endings) INTO finished FROM work;
+        IF finished IS NOT NULL THEN
+            woken := tell(finished);
+        END IF;
     END IF;
-    RETURN CASE WHEN finished IS NULL THEN '{}'::text[] ELSE tell(finished) END;
 END
 $$;
 
@@ -316,6 +329,9 @@ DECLARE
     sizes json[] := '{}';
     found_all json[] := '{}';
     woken_all text[];
+    doubted boolean;
+    wishes boolean;
+    promoted record;
 BEGIN
     PERFORM FROM carriers WHERE id = me AND term = my_term FOR SHARE;  -- nobody adopts it meanwhile
     IF NOT FOUND THEN
@@ -328,10 +344,11 @@ BEGIN
         SELECT to_json(s.counted), s.woken INTO counted, woken_all
             FROM settle(me, successes, ends, releases, sends, bodies, lanes, sender) s;
     END IF;
-    IF EXISTS (SELECT FROM endings) THEN
+    SELECT EXISTS (SELECT FROM endings), EXISTS (SELECT FROM unwanted) INTO doubted, wishes;
+    IF doubted THEN
         woken_all := woken_all || doubts();
     END IF;
-    IF EXISTS (SELECT FROM unwanted) THEN
+    IF wishes THEN
         unwanted := unwant(me);
     END IF;
     IF reports IS NOT NULL THEN
@@ -339,22 +356,25 @@ BEGIN
     END IF;
     lent_bodies := '';
     IF claims IS NOT NULL THEN
+        promoted := promote();
+        woken_all := woken_all || promoted.woken;
         FOR want IN SELECT * FROM json_to_recordset(claims) AS c (number integer, queue text, room integer, after json)
         LOOP
-            got := claim(me, want.queue, want.room, want.after);
+            got := claim(me, want.queue, want.room, want.after, wishes);
             sizes := sizes || json_build_array(want.number, cardinality(got.items), got.marks);
             found_all := found_all || got.items;
             lent_bodies := lent_bodies || got.bodies;
-            woken_all := woken_all || got.woken;
             IF cardinality(got.items) < want.room THEN
-                due := (SELECT extract(epoch FROM min(w.due) - now()) FROM workitems w WHERE w.state = 1);
+                due := promoted.next;
             END IF;
         END LOOP;
     END IF;
     lent := array_to_json(sizes);
     items := array_to_json(found_all);
     woken := array_to_json(woken_all);
-    PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+    IF cardinality(told) > 0 THEN
+        PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
+    END IF;
 END
 $$;
 

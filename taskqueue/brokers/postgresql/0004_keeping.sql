@@ -66,7 +66,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM unwant(NULL);
-    PERFORM pg_notify('@name@', queue) FROM unnest(doubts() || promote()) AS queue;
+    PERFORM pg_notify('@name@', queue) FROM unnest(doubts() || (SELECT p.woken FROM promote() p)) AS queue;
     dropped := 0;
     SELECT seq INTO beyond FROM workitems
         WHERE state = 0 AND carrier IS NULL AND queue = tidy.results ORDER BY seq DESC LIMIT 1 OFFSET results_max;

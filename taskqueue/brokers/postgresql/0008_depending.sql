@@ -201,6 +201,7 @@ DECLARE
     part record;
     numbers bigint[];
     edges tid[];
+    others boolean;
 BEGIN
     WHILE cardinality(todo) > 0 LOOP
         next := '{}';
@@ -225,27 +226,28 @@ BEGIN
                     next := next || more;
                 END IF;
             END IF;
-            edges := ARRAY(
-                SELECT d.place
+            SELECT array_agg(d.place) FILTER (WHERE w.locked), bool_or(w.locked IS NULL)
+                INTO edges, others
                 FROM unnest(part.ids) AS e (id), LATERAL (
                     SELECT d.ctid AS place, d.dependent FROM dependencies d
                     WHERE d.needed = e.id AND d.state IS NULL OFFSET 0
-                ) d, LATERAL (
-                    SELECT FROM workitems w
+                ) d LEFT JOIN LATERAL (
+                    SELECT true AS locked FROM workitems w
                     WHERE w.inputs = d.dependent AND w.state = 3 AND (part.kept OR w.failing IS NULL)
                     FOR NO KEY UPDATE SKIP LOCKED
-                ) w
-            );
-            IF cardinality(edges) > 0 THEN
+                ) w ON true;
+            IF edges IS NOT NULL THEN
                 told := told || count_down(edges, part.type, part.state, part.error, part.ended);
             END IF;
-            INSERT INTO endings
-                SELECT e.id, part.type, part.state, part.error, part.kept, part.rooted, part.ended
-                FROM unnest(part.ids) AS e (id), LATERAL (
-                    SELECT FROM dependencies d,
-                        LATERAL (SELECT FROM workitems w WHERE w.inputs = d.dependent AND w.state = 3 OFFSET 0) w
-                    WHERE d.needed = e.id AND d.state IS NULL LIMIT 1
-                ) d;
+            IF others THEN
+                INSERT INTO endings
+                    SELECT e.id, part.type, part.state, part.error, part.kept, part.rooted, part.ended
+                    FROM unnest(part.ids) AS e (id), LATERAL (
+                        SELECT FROM dependencies d,
+                            LATERAL (SELECT FROM workitems w WHERE w.inputs = d.dependent AND w.state = 3 OFFSET 0) w
+                        WHERE d.needed = e.id AND d.state IS NULL LIMIT 1
+                    ) d;
+            END IF;
         END LOOP;
         todo := next;
     END LOOP;
@@ -433,41 +435,36 @@ BEGIN
 END
 $$;
 
--- How those have ended that a workitem depends on, in order, as brokers/postgresql/rows.py reads it; whole: and what they
--- need to be done, of which `results_of` has the bodies.
-CREATE FUNCTION @schema@.inputs_of(number bigint, whole boolean) RETURNS json
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-BEGIN
-    IF NOT whole THEN
-        RETURN (
-            SELECT json_agg(json_build_array(d.needed) ORDER BY d.place) FROM dependencies d WHERE d.dependent = number
-        );
-    END IF;
-    RETURN (
-        SELECT json_agg(
-            json_build_array(d.needed, d.type, coalesce(d.state, 'succeeded'), d.error, h.result_type, length(h.result), h.story) ORDER BY d.place
-        )
-        FROM dependencies d LEFT JOIN LATERAL (
-            SELECT h.result_type, h.result, CASE WHEN d.state IN ('failed', 'dead') THEN h.story END AS story
-            FROM history h WHERE h.id = d.needed AND h.ended = d.ended LIMIT 1
-        ) h ON true
-        WHERE d.dependent = number
-    );
-END
-$$;
+-- How those have ended that a workitem depends on, in order, as brokers/postgresql/rows.py reads it; and the results that it
+-- needs to be done, behind each other.
+CREATE TYPE @schema@.needed AS (ends json, results bytea);
 
-CREATE FUNCTION @schema@.results_of(number bigint) RETURNS bytea
+-- whole: with all of that, and not with their ids alone.
+CREATE FUNCTION @schema@.inputs_of(number bigint, whole boolean) RETURNS @schema@.needed
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    found needed;
 BEGIN
-    RETURN (
-        SELECT coalesce(string_agg(h.result, '' ORDER BY d.place), '')
-        FROM dependencies d, LATERAL (
-            SELECT h.result FROM history h WHERE h.id = d.needed AND h.ended = d.ended LIMIT 1
-        ) h
-        WHERE d.dependent = number
-    );
+    IF whole THEN
+        SELECT
+            json_agg(
+                json_build_array(
+                    d.needed, d.type, coalesce(d.state, 'succeeded'), d.error, h.result_type, length(h.result), h.story
+                ) ORDER BY d.place
+            ),
+            coalesce(string_agg(h.result, '' ORDER BY d.place), '')
+            INTO found
+            FROM dependencies d LEFT JOIN LATERAL (
+                SELECT h.result_type, h.result, CASE WHEN d.state IN ('failed', 'dead') THEN h.story END AS story
+                FROM history h WHERE h.id = d.needed AND h.ended = d.ended LIMIT 1
+            ) h ON true
+            WHERE d.dependent = number;
+    ELSE
+        SELECT json_agg(json_build_array(d.needed) ORDER BY d.place), '' INTO found
+            FROM dependencies d WHERE d.dependent = number;
+    END IF;
+    RETURN found;
 END
 $$;
 

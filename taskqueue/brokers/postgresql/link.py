@@ -67,6 +67,7 @@ class Link:
         self._closed = False
         self._owner = owner
         self._connection: psycopg.AsyncConnection | None = None
+        self._cursor: psycopg.AsyncCursor | None = None  # made once for a connection: it costs as much as its use
         self._using = asyncio.Lock()
         self._reached = asyncio.Event()
         self._former = 0
@@ -93,9 +94,11 @@ class Link:
         watch = asyncio.get_running_loop().call_later(ANSWER_WITHIN, _hang_up, connection)
         try:
             with Translated(self.place):
+                if self._cursor is None or self._cursor.connection is not connection:
+                    self._cursor = connection.cursor(binary=True)
                 text = query.format(f'"{self.place.schema}"').encode()
-                cursor = await connection.execute(text, arguments, binary=True)
-                row: tuple[Any, ...] | None = await cursor.fetchone()
+                await self._cursor.execute(text, arguments)
+                row: tuple[Any, ...] | None = await self._cursor.fetchone()
         finally:
             watch.cancel()
         assert row is not None
