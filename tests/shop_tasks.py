@@ -58,6 +58,12 @@ def wait(value: int = 0) -> int:
     return value
 
 
+@space.task(time_limit=0.3)
+def limited() -> int:
+    assert gate.wait(60)
+    return 1
+
+
 @space.task
 def repaint(order: Order) -> Order:
     return Order(order.number + 1, (*order.colours, Colour.RED))

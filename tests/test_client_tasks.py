@@ -6,20 +6,17 @@ import asyncio
 import os
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import shop_tasks
-from databases import PostgreSQL, with_schema
 from shop_tasks import (
     Colour,
     Order,
     add,
     fail,
     flaky,
-    invoice,
     later,
     name_of,
     num,
@@ -34,35 +31,17 @@ from shop_tasks import (
     until_cancelled,
     wait,
 )
+from tasking import ALL, PATIENCE, make_url, served, until
 
 import taskqueue
 from taskqueue.errors import (
-    DuplicateTask,
     FormatError,
     ResultTimeout,
-    TaskExpired,
     TaskFailure,
     UnknownTask,
     Unsupported,
 )
 from taskqueue.lifecycle import State
-
-PATIENCE = 60.0
-STORES = ["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
-ALL = [*STORES, pytest.param("amqp", marks=pytest.mark.services)]
-
-
-def make_url(request: pytest.FixtureRequest, kind: str) -> str:
-    if kind == "memory":
-        return "memory://"
-    if kind == "sqlite":
-        directory: Path = request.getfixturevalue("tmp_path")
-        return f"sqlite:///{directory}/queue.db"
-    if kind == "amqp":
-        found: str = request.getfixturevalue("amqp_url")
-        return found
-    server: PostgreSQL = request.getfixturevalue("postgresql")
-    return server.url(server.database(with_schema))
 
 
 @pytest.fixture(params=ALL)
@@ -72,10 +51,8 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def queue(url: str) -> Iterator[taskqueue.Queue]:
-    shop_tasks.gate.clear()
-    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, threads=4, retry_delay="0"):
+    with served(url) as queue:
         yield queue
-        shop_tasks.gate.set()
 
 
 @pytest.fixture
@@ -328,86 +305,3 @@ class TestCancelling:
         assert [attempt.outcome for attempt in store.record(running.id).attempts] == ["cancelled"]
         assert after.result(PATIENCE).startswith("TaskFailure")
         assert not running.cancel()
-
-
-class TestMany:
-    def test_map_is_lazy_ordered_and_keeps_no_more_under_way_than_it_may(self, queue: taskqueue.Queue) -> None:
-        taken: list[int] = []
-
-        def numbers() -> Iterator[int]:
-            for number in range(50):
-                taken.append(number)
-                yield number
-
-        values = queue.map(num, numbers(), chunksize=5, ahead=10)
-        assert taken == []
-        assert next(values) == 0 and len(taken) == 10
-        assert list(values) == list(range(1, 50))
-        assert list(queue.map(plus, [1, 2], [10, 20])) == [11, 22]
-        assert list(queue.map(num, [])) == []
-
-    def test_gather_and_as_completed(self, queue: taskqueue.Queue) -> None:
-        slow = queue.submit(wait, 1)
-        quick = queue.submit(num, 2)
-
-        completed = taskqueue.as_completed([slow, quick], timeout=PATIENCE)
-        assert next(completed) is quick
-        shop_tasks.gate.set()
-        assert next(completed) is slow
-        assert queue.gather(slow, quick).result(PATIENCE) == [1, 2]
-        assert queue.gather(slow, quick).done()
-        with pytest.raises(TaskFailure):
-            queue.gather(slow, queue.submit(fail)).result(PATIENCE)
-
-    def test_as_completed_in_vain(self, queue: taskqueue.Queue) -> None:
-        with pytest.raises(ResultTimeout):
-            list(taskqueue.as_completed([queue.submit(wait)], timeout=0.1))
-
-    def test_progress_shows_nothing_where_there_is_no_terminal(
-        self, queue: taskqueue.Queue, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        deferreds = [queue.submit(num, number) for number in range(5)]
-
-        assert sorted(each.value for each in taskqueue.progress(deferreds)) == [0, 1, 2, 3, 4]
-        assert list(taskqueue.progress(queue.map(num, range(3)))) == [0, 1, 2]
-        assert capfd.readouterr().err == ""
-
-    def test_reduce_is_a_chain_of_tasks(self, store: taskqueue.Queue) -> None:
-        assert store.reduce(plus, range(20), 100).result(PATIENCE) == 290
-        assert store.reduce(plus, [], 100).result(0) == 100
-
-
-class TestIdentity:
-    def test_one_id_is_under_way_once(self, store: taskqueue.Queue) -> None:
-        first = store.submit(invoice, 4711)
-
-        with pytest.raises(DuplicateTask) as found:
-            store.submit(invoice, 4711)
-        assert found.value.deferred is first and first.id == "invoice-4711"
-        shop_tasks.gate.set()
-        assert first.result(PATIENCE) == 4711
-        assert store.submit(invoice, 4711).result(PATIENCE) == 4711
-
-    def test_waiting_tasks_are_counted_and_discarded(self, store: taskqueue.Queue) -> None:
-        some = [store.options(delay=3600).submit(num, number) for number in range(3)]
-
-        assert len(store) == 3 and bool(store)
-        assert store.discard_pending() == 3
-        assert len(store) == 0 and {each.status for each in some} == {State.CANCELLED}
-
-    def test_a_value_is_kept_for_as_long_as_was_said(self, store: taskqueue.Queue) -> None:
-        short = store.options(result_timeout=0.2).submit(num, 5)
-        assert short.result(PATIENCE) == 5
-
-        def expired() -> bool:
-            error = store.deferred(short.id).exception(PATIENCE)
-            return isinstance(error, TaskExpired)
-
-        until(expired)
-
-
-def until(condition: object) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -1,0 +1,151 @@
+"""Many tasks, tasks with an identity, and tasks with a limit, over every broker."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+from collections.abc import Iterator
+
+import pytest
+import shop_tasks
+from shop_tasks import (
+    fail,
+    invoice,
+    limited,
+    num,
+    plus,
+    space,
+    wait,
+)
+from tasking import ALL, PATIENCE, STORES, make_url, served, until
+
+import taskqueue
+from taskqueue.errors import (
+    DuplicateTask,
+    ResultTimeout,
+    TaskExpired,
+    TaskFailure,
+)
+from taskqueue.lifecycle import State
+
+
+@pytest.fixture(params=ALL)
+def url(request: pytest.FixtureRequest) -> str:
+    return make_url(request, request.param)
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[taskqueue.Queue]:
+    with served(url) as queue:
+        yield queue
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Iterator[taskqueue.Queue]:
+    with served(make_url(request, request.param)) as queue:
+        yield queue
+
+
+class TestMany:
+    def test_map_is_lazy_ordered_and_keeps_no_more_under_way_than_it_may(self, queue: taskqueue.Queue) -> None:
+        taken: list[int] = []
+
+        def numbers() -> Iterator[int]:
+            for number in range(50):
+                taken.append(number)
+                yield number
+
+        values = queue.map(num, numbers(), chunksize=5, ahead=10)
+        assert taken == []
+        assert next(values) == 0 and len(taken) == 10
+        assert list(values) == list(range(1, 50))
+        assert list(queue.map(plus, [1, 2], [10, 20])) == [11, 22]
+        assert list(queue.map(num, [])) == []
+
+    def test_gather_and_as_completed(self, queue: taskqueue.Queue) -> None:
+        slow = queue.submit(wait, 1)
+        quick = queue.submit(num, 2)
+
+        completed = taskqueue.as_completed([slow, quick], timeout=PATIENCE)
+        assert next(completed) is quick
+        shop_tasks.gate.set()
+        assert next(completed) is slow
+        assert queue.gather(slow, quick).result(PATIENCE) == [1, 2]
+        assert queue.gather(slow, quick).done()
+        with pytest.raises(TaskFailure):
+            queue.gather(slow, queue.submit(fail)).result(PATIENCE)
+
+    def test_as_completed_in_vain(self, queue: taskqueue.Queue) -> None:
+        with pytest.raises(ResultTimeout):
+            list(taskqueue.as_completed([queue.submit(wait)], timeout=0.1))
+
+    def test_progress_shows_nothing_where_there_is_no_terminal(
+        self, queue: taskqueue.Queue, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        deferreds = [queue.submit(num, number) for number in range(5)]
+
+        assert sorted(each.value for each in taskqueue.progress(deferreds)) == [0, 1, 2, 3, 4]
+        assert list(taskqueue.progress(queue.map(num, range(3)))) == [0, 1, 2]
+        assert capfd.readouterr().err == ""
+
+    def test_progress_shows_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        screen, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        with served("memory://") as queue, open(terminal, "w") as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            deferreds = [queue.submit(num, number) for number in range(5)]
+            assert len(list(taskqueue.progress(deferreds, "numbers"))) == 5
+        seen = ""
+        with contextlib.suppress(OSError):  # it says so that nobody writes any more
+            while found := os.read(screen, 1 << 16):
+                seen += found.decode()
+        os.close(screen)
+        assert "numbers" in seen and "5/5" in seen
+
+    def test_reduce_is_a_chain_of_tasks(self, store: taskqueue.Queue) -> None:
+        assert store.reduce(plus, range(20), 100).result(PATIENCE) == 290
+        assert store.reduce(plus, [], 100).result(0) == 100
+
+
+class TestIdentity:
+    def test_one_id_is_under_way_once(self, store: taskqueue.Queue) -> None:
+        first = store.submit(invoice, 4711)
+
+        with pytest.raises(DuplicateTask) as found:
+            store.submit(invoice, 4711)
+        assert found.value.deferred is first and first.id == "invoice-4711"
+        shop_tasks.gate.set()
+        assert first.result(PATIENCE) == 4711
+        assert store.submit(invoice, 4711).result(PATIENCE) == 4711
+
+    def test_waiting_tasks_are_counted_and_discarded(self, store: taskqueue.Queue) -> None:
+        some = [store.options(delay=3600).submit(num, number) for number in range(3)]
+
+        assert len(store) == 3 and bool(store)
+        assert store.discard_pending() == 3
+        assert len(store) == 0 and {each.status for each in some} == {State.CANCELLED}
+
+    def test_a_value_is_kept_for_as_long_as_was_said(self, store: taskqueue.Queue) -> None:
+        short = store.options(result_timeout=0.2).submit(num, 5)
+        assert short.result(PATIENCE) == 5
+
+        def expired() -> bool:
+            error = store.deferred(short.id).exception(PATIENCE)
+            return isinstance(error, TaskExpired)
+
+        until(expired)
+
+
+@pytest.mark.parametrize("how", [{"threads": 2}, {"processes": 2}])
+def test_a_task_that_takes_longer_than_it_says_has_failed(url: str, how: dict[str, int]) -> None:
+    shop_tasks.gate.clear()
+    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, retry_delay="0", **how):
+        with pytest.raises(TaskFailure, match=r"timed out: time limit of 0\.3 s"):
+            queue.submit(limited).result(PATIENCE)
+        shop_tasks.gate.set()
+        assert queue.submit(num, 7).result(PATIENCE) == 7
