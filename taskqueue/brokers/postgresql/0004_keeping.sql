@@ -17,7 +17,7 @@ BEGIN
     SELECT
         json_agg(json_build_array(
             t.seq, t.place, 0, length(t.body), t.id, t.type, t.reference, t.content_type, '', t.properties, t.expired_in,
-            t.attempt, t.crashes, t.failures, '', t.inputs, CASE WHEN t.inputs IS NOT NULL THEN inputs_of(t.inputs, false) END
+            t.attempt, t.crashes, t.failures, '', t.inputs, CASE WHEN t.inputs IS NOT NULL THEN (inputs_of(t.inputs, false)).ends END
         )),
         string_agg(t.body, '')
         INTO items, bodies
