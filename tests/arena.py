@@ -24,7 +24,7 @@ from installations import Installation
 from servers import RabbitMQ
 from system import Daemon, Message, System, alive, until
 from system_postgresql import PostgreSQLSystem
-from system_store import SQLiteSystem
+from system_store import SQLiteSystem, StoreSystem
 from tracing import Received, read
 
 from taskqueue.broker import Producer, connect
@@ -32,7 +32,8 @@ from taskqueue.errors import BrokerUnavailable
 from taskqueue.workitem import Workitem
 
 IN_FLIGHT = 0.5
-"""Seconds: a broker does not confirm an acknowledgement, and takes those to its grave that it has not yet stored."""
+"""Seconds: RabbitMQ does not confirm an acknowledgement.  It takes those to its grave that it has not yet stored, and
+does not read those any more that come before the reset of a connection whose other end is dead."""
 CONFIG = """\
 [DEFAULT]
 workers = 0
@@ -295,8 +296,9 @@ class Arena:
         pids = {one.pid, *(start.pid for start in starts if one.at <= start.at <= one.settled)}
         # One that was killed after it had set its mark and before its handler's first line: there is no start of it.
         unseen = one.outcome == "Crashed"
+        end = one.settled if isinstance(self.system, StoreSystem) else one.settled + IN_FLIGHT
         return any(
-            one.at <= kill.after and kill.before <= one.settled
+            one.at <= kill.after and kill.before <= end
             if kill.pids & pids or unseen
             else not kill.pids and one.at <= kill.after and kill.before <= one.settled + IN_FLIGHT
             for kill in self.kills
