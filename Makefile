@@ -88,9 +88,9 @@ deb: ## build the Debian packages into build/deb; root installs what that needs
 	rm -rf build/deb/source
 	lintian --fail-on error,warning --info build/deb/*.changes
 
-bench: services $(STAMP) ## measure the throughput: RabbitMQ's, and SQLite's and PostgreSQL's beside their peers'
+bench: services $(STAMP) ## measure: RabbitMQ's throughput, and SQLite's, PostgreSQL's and the client's beside their peers'
 	umask 022; $(BIN)/python benchmarks/throughput.py; $(BIN)/python benchmarks/embedded.py; \
-		$(BIN)/python benchmarks/postgresql.py
+		$(BIN)/python benchmarks/postgresql.py; $(BIN)/python benchmarks/client.py
 
 clean: ## remove what tests and builds leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

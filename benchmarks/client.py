@@ -35,6 +35,11 @@ Run = Callable[[str, int], float]
 
 @contextmanager
 def redis(directory: Path) -> Iterator[str]:
+    if shutil.which("redis-server") is None:
+        sys.exit(
+            "redis-server is not installed, which Celery and Dramatiq need: install it, or leave them out by "
+            "--only sqlite,postgresql,amqp,memory,concurrent.futures"
+        )
     (port,) = free_ports(1)
     command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(directory)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -129,7 +134,7 @@ def main() -> None:
             ("dramatiq", ("1", "8"), ("independent", "chain")),
         ):
             if name.startswith(only):
-                place, url = environment(top, name), stack.enter_context(redis(top))
+                url, place = stack.enter_context(redis(top)), environment(top, name)
                 for setting in settings:
                     sides[f"{name} {setting}"] = peer(name, place, url, setting), can
         print(

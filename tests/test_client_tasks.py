@@ -115,6 +115,11 @@ class TestSubmitting:
         assert queue.submit(quiet) is None  # type: ignore[comparison-overlap]
         assert queue.options(ignore_result=False).submit(quiet).result(PATIENCE) == 7
 
+    def test_options_are_said_of_all_tasks_of_a_queue_or_of_a_single_call(self) -> None:
+        with taskqueue.connect("memory://", ignore_result=True) as queue:
+            assert queue.submit(num, 5) is None
+            assert queue.options(ignore_result=False).submit(num, 5) is not None
+
     def test_queues_of_one_broker_are_independent(self, url: str, queue: taskqueue.Queue) -> None:
         if url == "memory://":
             pytest.skip("each connection to memory:// is a broker of its own")

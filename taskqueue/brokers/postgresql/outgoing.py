@@ -110,8 +110,8 @@ def _in_columns(rows: Sequence[_Row], sender: str) -> Put | None:
     columns = [
         BETWEEN.join(values)
         for values in (
-            queues, ids, types, content_types, properties, map(str, priorities), map(_told, references),
-            map(_told, delays), map(_told, lifetimes), map(str, accumulate(sizes[:-1], initial=0)), map(str, sizes),
+            queues, ids, types, content_types, properties, map(str, priorities), map(_text, references),
+            map(_text, delays), map(_text, lifetimes), map(str, accumulate(sizes[:-1], initial=0)), map(str, sizes),
         )
     ]  # fmt: skip
     if any(column.count(BETWEEN) >= len(rows) for column in columns):
@@ -120,7 +120,7 @@ def _in_columns(rows: Sequence[_Row], sender: str) -> Put | None:
     return Put(columns, None, b"".join(bodies), json.dumps(lanes), sender, sorted(set(queues)))
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
