@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from taskqueue.inside.running import running
-    from taskqueue.tasks import TaskSpace, current
+    from taskqueue.tasks import Task, TaskOptions, TaskSpace, current
     from taskqueue.worker import Reject, Retry
 
 _FROM = {
@@ -41,7 +41,7 @@ _FROM = {
         "Unsupported",
     ),
     "taskqueue.inside.running": ("running",),
-    "taskqueue.tasks": ("TaskSpace", "current"),
+    "taskqueue.tasks": ("Task", "TaskOptions", "TaskSpace", "current"),
     "taskqueue.worker": ("Reject", "Retry"),
 }
 
@@ -54,9 +54,11 @@ __all__ = [
     "Reject",
     "ResultTimeout",
     "Retry",
+    "Task",
     "TaskCancelled",
     "TaskExpired",
     "TaskFailure",
+    "TaskOptions",
     "TaskQueueError",
     "TaskSpace",
     "UnknownTask",

@@ -35,10 +35,15 @@ MAIN = ("__main__", "__mp_main__")  # the main program, and what it is called in
 
 
 class Promise:
-    """What stands for the value of another task: its `id` goes over in its place."""
+    """What stands for the value of another task: its `id` and its task's name go over in its place."""
 
     __slots__ = ()
     id: str
+
+    @property
+    def name(self) -> str:
+        """The task's name; empty where it is not known."""
+        raise NotImplementedError
 
 
 class TaskOptions(TypedDict, total=False):
@@ -266,7 +271,7 @@ class TaskWorker(BaseWorker):
         missing = dict[str, None]()
         within = [workitem.id]
 
-        def resolve(id: str) -> object:
+        def resolve(id: str, name: str) -> object:
             """The value of a task; where that has other tasks in it, their values take their places."""
             if id in within:
                 raise FormatError(f"the value of task {within[-1]} has that of {id} in it, and that has it in its own")
@@ -277,7 +282,7 @@ class TaskWorker(BaseWorker):
             if each.payload is None:
                 state = str(each.state)
                 error = each.error or ("its result is not kept" if each.state == State.SUCCEEDED else "")
-                return TaskFailure(id, each.type, state, error, each.traceback)
+                return TaskFailure(id, each.type, state, error, each.traceback, name)
             within.append(id)
             value = values.decode(each.payload, classes=task.classes, resolve=resolve)
             within.pop()
@@ -319,9 +324,9 @@ async def _awaited(value: Any) -> Any:
 
 
 def _result(task: Task, value: object) -> Payload:
-    return values.encode(value, what="the result", deferred=id_of, classes=task.result_classes).payload
+    return values.encode(value, what="the result", deferred=promise_of, classes=task.result_classes).payload
 
 
-def id_of(value: object) -> str | None:
-    """The id of the task that `value` stands for."""
-    return value.id if isinstance(value, Promise) else None
+def promise_of(value: object) -> tuple[str, str] | None:
+    """The id and the name of the task that `value` stands for."""
+    return (value.id, value.name) if isinstance(value, Promise) else None

@@ -89,7 +89,9 @@ def other_error() -> None:
 
 @space.task(on_error="pass")
 def name_of(value: Any) -> str:
-    return f"{type(value).__name__}: {getattr(value, 'error', value)}"
+    if isinstance(value, taskqueue.TaskFailure):
+        return f"TaskFailure of {value.task or value.id} in {value.queue}: {value.error}"
+    return f"{type(value).__name__}: {value}"
 
 
 @space.task(id=lambda order: f"invoice-{order}")

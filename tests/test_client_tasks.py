@@ -263,7 +263,8 @@ class TestDepending:
         error = store.submit(num, outer).exception(PATIENCE)
         assert isinstance(error, TaskFailure)
         assert failing.id in error.error and "ValueError: on purpose" in error.error
-        assert store.submit(name_of, outer).result(PATIENCE) == "TaskFailure: ValueError: on purpose"
+        told = store.submit(name_of, outer).result(PATIENCE)
+        assert told == f"TaskFailure of {failing.id} in default: ValueError: on purpose"
 
     def test_a_value_that_is_its_own_is_an_error(self, store: taskqueue.Queue) -> None:
         circle = store.options(id="circle").submit(num, store.submit(promise, "circle").argument)
@@ -283,7 +284,8 @@ class TestDepending:
         error = after.exception(PATIENCE)
         assert isinstance(error, TaskFailure)
         assert failing.id in error.error and "ValueError: on purpose" in error.error
-        assert store.submit(name_of, failing).result(PATIENCE) == "TaskFailure: ValueError: on purpose"
+        told = store.submit(name_of, failing).result(PATIENCE)
+        assert told == "TaskFailure of shop.fail in default: ValueError: on purpose"
         assert store.submit(name_of, store.submit(num, 1)).result(PATIENCE) == "int: 1"
 
     def test_cancelled_ends_count(self, store: taskqueue.Queue) -> None:

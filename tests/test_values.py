@@ -151,12 +151,13 @@ def test_large_integers_come_back_whatever_the_limits_of_digits_are(limit: int) 
 
 
 def test_deferreds_are_found_wherever_they_are_and_named_once_in_their_order() -> None:
-    first, second, third = Deferred("1"), Deferred("2"), Deferred("3")
+    first, second, third = Deferred("1"), Deferred("2", "shop.num"), Deferred("3")
 
     payload, after = encode_call(
         [[second, (first, {"a": second})], Price({first})], {"more": {second: Point(third)}}, deferred=deferred
     )
-    back = decode_call(payload, classes=classes_of(Price, Point), resolve={"1": 10, "2": 20, "3": {"$x": 1}}.get)
+    resolved = {("1", ""): 10, ("2", "shop.num"): 20, ("3", ""): {"$x": 1}}
+    back = decode_call(payload, classes=classes_of(Price, Point), resolve=lambda *promised: resolved[promised])
 
     assert after == ("2", "1", "3")
     assert back == ([[20, (10, {"a": 20})], Price({10})], {"more": {20: Point({"$x": 1})}})
@@ -167,13 +168,17 @@ def test_a_deferred_that_nobody_expects_is_no_value() -> None:
 
     with pytest.raises(FormatError, match="a deferred"):
         decode(payload)
-    with pytest.raises(FormatError, match="a deferred"):
-        decode(marked('{"$deferred": 1}'), resolve=str)
+
+
+@pytest.mark.parametrize("form", ["1", "[]", '["1"]', '["1", 2]', '["1", "a", "b"]', "null"])
+def test_a_deferred_is_an_id_and_perhaps_a_name(form: str) -> None:
+    with pytest.raises(FormatError, match=r"a deferred|two elements"):
+        decode(marked(f'{{"$deferred": {form}}}'), resolve=lambda id, name: id)
 
 
 @pytest.mark.parametrize("error", [ValueError("own"), RecursionError(), UnknownTask("1"), KeyboardInterrupt()])
 def test_what_a_resolver_raises_is_raised(error: BaseException) -> None:
-    def resolve(id: str) -> object:
+    def resolve(id: str, name: str) -> object:
         raise error
 
     with pytest.raises(type(error)) as caught:
@@ -185,7 +190,7 @@ def test_a_value_that_can_not_stand_where_its_deferred_stood_is_a_format_error()
     payload, _ = encode({Deferred("1")}, what="the result", deferred=deferred)
 
     with pytest.raises(FormatError, match=r"\$set can't be read: TypeError: unhashable type: 'list'"):
-        decode(payload, resolve=lambda id: [])
+        decode(payload, resolve=lambda id, name: [])
 
 
 # --- length ---

@@ -306,7 +306,7 @@ PAYLOADS = st.one_of(
 )
 def test_whatever_comes_in_is_a_value_or_a_format_error(payload: Payload) -> None:
     for read in (decode, decode_call):
-        for resolve in (None, lambda id: [id]):
+        for resolve in (None, lambda id, name: [id]):
             try:
                 read(payload, classes=CLASSES, resolve=resolve, limit=1_000_000)
             except FormatError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from valued import Deferred, marked
+from valued import Deferred, deferred, marked
 
 from taskqueue.formats.reading import MARKERS
 from taskqueue.formats.values import decode, encode
@@ -40,14 +40,11 @@ def test_an_example_of_the_documentation_is_read_and_written_again(name: str, ex
         x: int
         y: int = 0
 
-    def undo(value: object) -> str | None:
-        return value.id if isinstance(value, Deferred) else None
-
     classes = {"shop.Colour": Documented, "shop.Price": Amount, "shop.Point": Point}
     for full, kind in classes.items():
         kind.__module__, kind.__qualname__ = full.split(".")
     value = decode(marked(example), classes=classes, resolve=Deferred)
-    again, _ = encode(value, what="the result", deferred=undo)
+    again, _ = encode(value, what="the result", deferred=deferred)
 
     assert not isinstance(value, dict) or name == "$dict"
     if name != "$int":  # a small one is written as a number

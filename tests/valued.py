@@ -72,8 +72,9 @@ class Text(str):
 
 
 class Deferred:
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, name: str = "") -> None:
         self.id = id
+        self.name = name
 
 
 class Zone(tzinfo):
@@ -81,8 +82,8 @@ class Zone(tzinfo):
         return timedelta(0)
 
 
-def deferred(value: object) -> str | None:
-    return value.id if isinstance(value, Deferred) else None
+def deferred(value: object) -> tuple[str, str] | None:
+    return (value.id, value.name) if isinstance(value, Deferred) else None
 
 
 def sent(value: object) -> Payload:

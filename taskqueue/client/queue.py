@@ -128,7 +128,7 @@ class Queue(Submitter, Sender):
         if not values.is_ours(payload):
             return formats.value(payload.body, payload.content_type)
         classes = {} if isinstance(task, str) else task.result_classes
-        return values.decode(payload, classes=classes, resolve=self.deferred)
+        return values.decode(payload, classes=classes, resolve=lambda id, name: self.deferred(Deferred(id, None, name)))
 
     def __len__(self) -> int:
         """How many tasks wait, are scheduled or blocked.  Raises Unsupported over RabbitMQ."""

@@ -11,7 +11,7 @@ from taskqueue.client.deferred import Deferred
 from taskqueue.client.sending import workitem
 from taskqueue.errors import FormatError
 from taskqueue.formats import values
-from taskqueue.tasks import Task, check, id_of, task_of
+from taskqueue.tasks import Task, check, promise_of, task_of
 from taskqueue.workitem import Workitem
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Submitter:
     def _workitem(self, task: Task | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Workitem:
         name, own, classes = (task, {}, None) if isinstance(task, str) else (task.name, task.options, task.classes)
         options: dict[str, Any] = {"result_timeout": KEPT, **self._queue.task_options, **own, **self._options}
-        encoded = values.encode_call(args, kwargs, deferred=id_of, classes=classes)
+        encoded = values.encode_call(args, kwargs, deferred=promise_of, classes=classes)
         if len(encoded.payload.body) > self._queue.max_body:
             raise FormatError(
                 f"the arguments of {name} have {len(encoded.payload.body)} bytes, more than {self._queue.max_body}"

@@ -36,10 +36,10 @@ class Reader:
     """Called with each object of a JSON text, the inner ones first: makes values of markers.
 
     classes: what a payload may name, by name.
-    resolve: says the value of a deferred by its id; None: there must be none.
+    resolve: says the value of a deferred by its id and its task's name; None: there must be none.
     """
 
-    def __init__(self, classes: Mapping[str, type], resolve: Callable[[str], object] | None) -> None:
+    def __init__(self, classes: Mapping[str, type], resolve: Callable[[str, str], object] | None) -> None:
         self.classes = classes
         self.resolve = resolve
         self.unresolved: BaseException | None = None
@@ -63,11 +63,12 @@ class Reader:
             reason = line("".join((type(error).__name__, ": ", _said(error))))
             raise FormatError(f"what is marked {name} can't be read: {reason}") from None
 
-    def _resolved(self, id: object) -> object:
-        if self.resolve is None or not isinstance(id, str):
+    def _resolved(self, form: object) -> object:
+        id, name = _pair(form) if isinstance(form, list) else (form, "")
+        if self.resolve is None or not (isinstance(id, str) and isinstance(name, str)):
             raise FormatError("there is a deferred in it, and nothing to take its place")
         try:
-            return self.resolve(id)
+            return self.resolve(id, name)
         except BaseException as error:
             self.unresolved = error
             raise

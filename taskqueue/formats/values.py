@@ -78,14 +78,15 @@ def encode(
     value: object,
     *,
     what: str,
-    deferred: Callable[[object], str | None] = _no_deferred,
+    deferred: Callable[[object], tuple[str, str] | None] = _no_deferred,
     classes: Mapping[str, type] | None = None,
     limit: int = MAX_TEXT,
 ) -> Encoded:
     """One value as bytes.
 
     what: it is, in messages: `the result`.
-    deferred: says the id of what is a deferred, whose value takes its place later; None of anything else.
+    deferred: says the id of what is a deferred, whose value takes its place later, and its task's name (which may be
+        empty); None of anything else.
     classes: those that the reader names (`classes_of`); an Enum or a dataclass of another one is refused.  Default:
         unknown, nothing is refused.
     limit: bytes of its text, before it is compressed.
@@ -104,7 +105,7 @@ def encode_call(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     *,
-    deferred: Callable[[object], str | None] = _no_deferred,
+    deferred: Callable[[object], tuple[str, str] | None] = _no_deferred,
     classes: Mapping[str, type] | None = None,
     limit: int = MAX_TEXT,
 ) -> Encoded:
@@ -121,14 +122,15 @@ def decode(
     payload: Payload,
     *,
     classes: Mapping[str, type] = _NO_CLASSES,
-    resolve: Callable[[str], object] | None = None,
+    resolve: Callable[[str, str], object] | None = None,
     limit: int = MAX_TEXT,
 ) -> object:
     """The value in `payload`.
 
     classes: those that it may name (`classes_of`).  Without its class a named tuple is a tuple, an exception a
         ForeignError; an Enum or a dataclass can't be read.
-    resolve: says the value of a deferred by its id; what it raises is raised.  None: there must be none.
+    resolve: says the value of a deferred by its id and its task's name; what it raises is raised.  None: there must
+        be none.
     limit: bytes of the text, not compressed any more.
 
     Raises FormatError, and nothing else, whatever `payload` is.
@@ -150,7 +152,7 @@ def decode_call(
     payload: Payload,
     *,
     classes: Mapping[str, type] = _NO_CLASSES,
-    resolve: Callable[[str], object] | None = None,
+    resolve: Callable[[str, str], object] | None = None,
     limit: int = MAX_TEXT,
 ) -> tuple[list[object], dict[str, object]]:
     """The arguments in `payload`, by place and by name; as `decode`."""
@@ -223,5 +225,5 @@ def promised(payload: Payload) -> str:
         return ""
     found: list[str] = []
     with contextlib.suppress(FormatError):
-        decode(payload, resolve=found.append)
+        decode(payload, resolve=lambda id, name: found.append(id))
     return found[0] if len(found) == 1 else ""

@@ -56,11 +56,13 @@ class _Refused(Exception):
 class Writer:
     """Writes the values of one payload.
 
-    deferred: says the id of what is a deferred, None of anything else.
+    deferred: says the id of what is a deferred, and its task's name; None of anything else.
     classes: what the reader names, by name; None: not known.
     """
 
-    def __init__(self, deferred: Callable[[object], str | None], classes: Mapping[str, type] | None) -> None:
+    def __init__(
+        self, deferred: Callable[[object], tuple[str, str] | None], classes: Mapping[str, type] | None
+    ) -> None:
         self.deferred = deferred
         self.classes = classes
         self.after: dict[str, None] = {}
@@ -201,9 +203,10 @@ def _duration(value: timedelta) -> list[int]:
 
 def _other(writer: Writer, value: object, depth: int) -> object:
     """What has no writer by its class."""
-    if (id := writer.deferred(value)) is not None:
+    if (promised := writer.deferred(value)) is not None:
+        id, name = promised
         writer.after[id] = None
-        return _leaf("$deferred", id, depth)
+        return _leaf("$deferred", [id, name] if name else id, depth)
     kind = type(value)
     if isinstance(value, Enum):
         return _enum(writer, value, depth)
