@@ -118,4 +118,4 @@ def promise(id: str) -> Any:
 
 @space.task
 def promises(ids: list[str]) -> list[Any]:
-    return [taskqueue.Deferred(id, None) for id in ids]
+    return [taskqueue.Deferred(id, None, "shop.num") for id in ids]

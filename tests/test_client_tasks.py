@@ -275,7 +275,8 @@ class TestDepending:
         ids = [store.submit(num, n).id for n in range(5)]
 
         assert store.submit(add, store.submit(promises, ids).argument).result(PATIENCE) == 10
-        assert [each.result(PATIENCE) for each in store.submit(promises, ids).result(PATIENCE)] == [0, 1, 2, 3, 4]
+        found = store.submit(promises, ids).result(PATIENCE)
+        assert [(each.name, each.result(PATIENCE)) for each in found] == [("shop.num", n) for n in range(5)]
 
     def test_it_fails_with_the_root_cause_or_is_told(self, store: taskqueue.Queue) -> None:
         failing = store.submit(fail)
