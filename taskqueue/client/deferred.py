@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskqueue.client.ends import End
-from taskqueue.errors import ResultTimeout, TaskExpired, TaskFailure, TaskQueueError, Unsupported
-from taskqueue.formats import values
+from taskqueue.errors import ResultTimeout, TaskExpired, TaskFailure, Unsupported
 from taskqueue.lifecycle import State
 from taskqueue.record import Progress
 from taskqueue.tasks import Promise, Task
@@ -42,7 +42,7 @@ class Deferred(Promise, Generic[T]):
         self.id = id
         self._queue = queue
         self._task = task
-        self._end: End | TaskQueueError | None = None
+        self._end: End | Exception | None = None
         self._told: list[Callable[[], object]] | None = None  # a list for each would be a seventh of the memory
 
     @property
@@ -63,15 +63,8 @@ class Deferred(Promise, Generic[T]):
         """Itself, as an argument of another task; type checkers take it for the value that it stands for."""
         return cast("T", self)
 
-    def settle(self, end: End | TaskQueueError) -> None:
-        """It has ended.  Called once, by whoever hears of it."""
-        if isinstance(end, End) and end.payload is not None and (next_id := values.promised(end.payload)):
-            after: Deferred[Any] = self.queue.deferred(next_id)
-            after.when_done(lambda: self._settle(after._end))
-            return
-        self._settle(end)
-
-    def _settle(self, end: End | TaskQueueError | None) -> None:
+    def settle(self, end: End | Exception) -> None:
+        """It has ended, or nobody will ever know; the first time that somebody says so holds."""
         with self.queue.lock:
             if self._end is not None:
                 return
@@ -86,7 +79,7 @@ class Deferred(Promise, Generic[T]):
         return self._end is not None
 
     def tell(self, told: Callable[[], object]) -> None:
-        """Call `told`, in any thread, once its end is heard of; now, if it was."""
+        """Call `told`, which raises nothing, in any thread, once its end is heard of; now, if it was."""
         with self.queue.lock:
             if self._end is None:
                 self._told = [*(self._told or ()), told]
@@ -103,12 +96,13 @@ class Deferred(Promise, Generic[T]):
         """Wait until it has ended, up to `timeout` seconds (None: for ever); whether it has."""
         if self._end is not None:
             return True
-        over = threading.Event()
-        self.when_done(over.set)
-        if over.wait(timeout):
+        over = threading.Lock()  # no Event: Ctrl-C inside of it leaves its lock locked for who tells
+        over.acquire()
+        self.when_done(over.release)
+        if over.acquire(timeout=-1 if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             return True
         with self.queue.lock:
-            self._told = [each for each in self._told or () if each != over.set] or None
+            self._told = [each for each in self._told or () if each != over.release] or None
         return self._end is not None
 
     def result(self, timeout: float | None = None) -> T:
@@ -120,7 +114,7 @@ class Deferred(Promise, Generic[T]):
         if not self.wait(timeout):
             raise ResultTimeout(self.id, timeout or 0.0)
         end = self._end
-        if isinstance(end, TaskQueueError):
+        if isinstance(end, Exception):
             raise end
         assert end is not None
         failure = self._failure(end)
@@ -143,7 +137,7 @@ class Deferred(Promise, Generic[T]):
             raise ResultTimeout(self.id, 0.0)
         return self.result(0.0)
 
-    def exception(self, timeout: float | None = None) -> TaskQueueError | None:
+    def exception(self, timeout: float | None = None) -> Exception | None:
         """Wait as `result` does; what that would raise, or None.  Raises ResultTimeout."""
         if not self.wait(timeout):
             raise ResultTimeout(self.id, timeout or 0.0)
@@ -175,7 +169,7 @@ class Deferred(Promise, Generic[T]):
     def add_done_callback(self, function: Callable[[Deferred[T]], object]) -> None:
         """Call `function` with this once it has ended, in a thread of the client; now, if it has.
 
-        What it raises is logged.
+        What it raises is logged.  One that waits for other tasks keeps those from being told who wait meanwhile.
         """
         self.when_done(lambda: _call(function, self))
 
@@ -188,7 +182,8 @@ class Deferred(Promise, Generic[T]):
         over: asyncio.Future[None] = loop.create_future()
 
         def told() -> None:
-            loop.call_soon_threadsafe(_set, over)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits in it any more
+                loop.call_soon_threadsafe(_set, over)
 
         if self._end is None:
             yield from loop.run_in_executor(None, self.when_done, told).__await__()
@@ -200,6 +195,9 @@ class Deferred(Promise, Generic[T]):
         state = str(end.state) if isinstance(end, End) else "pending" if end is None else type(end).__name__
         where = "no queue" if self._queue is None else f"queue {self._queue.name}"
         return f"<Deferred {self.name or 'task'} in {where}: {self.id}, {state}>"
+
+    def __deepcopy__(self, memo: object) -> Deferred[T]:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Deferred, (self.id, None, self.name)
@@ -213,5 +211,7 @@ def _set(over: asyncio.Future[None]) -> None:
 def _call(function: Callable[[Deferred[T]], object], deferred: Deferred[T]) -> None:
     try:
         function(deferred)
-    except Exception:  # as concurrent.futures does: the others are told all the same
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the others are told all the same
         log.exception("a callback of %r failed", deferred)

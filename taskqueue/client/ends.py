@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import queue as queues
 import random
 import threading
 import time
@@ -13,7 +15,8 @@ from typing import NamedTuple, Protocol
 
 from taskqueue.broker import Producer
 from taskqueue.depending import error_of
-from taskqueue.errors import BrokerError, BrokerUnavailable, TaskQueueError, UnknownTask
+from taskqueue.errors import BrokerError, BrokerUnavailable, FormatError, UnknownTask, Unsupported
+from taskqueue.formats import values
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
 from taskqueue.record import Record
@@ -48,8 +51,8 @@ class Waiting(Protocol):
 
     id: str
 
-    def settle(self, end: End | TaskQueueError) -> None:
-        """It has ended so, or nobody will ever know."""
+    def settle(self, end: End | Exception) -> None:
+        """It has ended so, or nobody will ever know.  Told twice, the first time holds; raises nothing of its own."""
 
 
 def end_of(record: Record) -> End:
@@ -59,38 +62,59 @@ def end_of(record: Record) -> End:
 
 
 class Ends:
-    """What both ways to hear of ends share: who waits, and the thread."""
+    """What both ways to hear of ends share: who waits, and the thread.
+
+    Neither threading.Condition nor Event is in it: Ctrl-C inside of them leaves their lock locked for the others.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[str, Waiting] = weakref.WeakValueDictionary()
-        self._wanted: dict[str, Waiting] = {}
+        self._wanted: dict[str, Waiting | None] = {}  # None: for followers alone
+        # By the id that they wait for, which is not their own, or that of others, too; with the ids on the way there.
+        self._followers: dict[str, dict[Waiting, set[str]]] = {}
         self._thread: threading.Thread | None = None
+        self._wake: queues.SimpleQueue[None] = queues.SimpleQueue()
+        self._lingers = False
         self._closed = False
 
-    def known(self, id: str) -> Waiting | None:
-        """Who is told of the end of `id`, if somebody is."""
+    def known(self, id: str, make: Callable[[], Waiting] | None = None) -> Waiting | None:
+        """Who is told of the end of `id`; if nobody is, what `make` makes is from now on."""
         with self._lock:
-            return self._known.get(id)
+            found = self._known.get(id)
+            if found is None and make is not None:
+                found = self._known[id] = make()
+            return found
 
     def sent(self, waiting: Iterable[Waiting]) -> None:
         """These are under way, and told as long as somebody has them; the thread does not run for that alone."""
         with self._lock:
             for each in waiting:
-                self._known[each.id] = each
+                self._register(each)
 
     def want(self, waiting: Sequence[Waiting]) -> None:
         """Tell these as soon as they end; now, where they have."""
         with self._lock:
-            for each in waiting:
-                if each.id not in self._known:
-                    self._known[each.id] = each
-                self._wanted[each.id] = each
-            self._lock.notify_all()
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="taskqueue-ends", daemon=True)
-                self._thread.start()
-        self.ask([each.id for each in waiting])
+            closed = self._closed
+            if not closed:
+                for each in waiting:
+                    self._wanted[each.id] = self._register(each)
+                if self._lingers:
+                    self._lingers = False
+                    self._wake.put(None)
+                if self._thread is None:
+                    threading.Thread(target=self._run, name="taskqueue-ends", daemon=True).start()
+        if closed:
+            _settle([(each, _closed(each.id)) for each in waiting])
+        else:
+            self.ask([each.id for each in waiting])
+
+    def _register(self, waiting: Waiting) -> Waiting:
+        """Who is told of its end: itself, or another one with the same id, which it follows."""
+        known = self._known.setdefault(waiting.id, waiting)
+        if known is not waiting:
+            self._followers.setdefault(waiting.id, {})[waiting] = {waiting.id}
+        return known
 
     def look(self, waiting: Waiting) -> None:
         """Tell this one if it has ended; don't wait."""
@@ -112,14 +136,26 @@ class Ends:
         """Wait for nothing any more; the thread has ended then.  May be called twice."""
         with self._lock:
             self._closed = True
-            self._wanted.clear()
-            self._lock.notify_all()
+            self._wake.put(None)
             thread = self._thread
         self.stop()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def abandon(self) -> None:
+        """Tell those who still wait that nobody listens any more."""
+        with self._lock:
+            waiting = {each: None for each in self._wanted.values() if each is not None}
+            waiting |= {each: None for following in self._followers.values() for each in following}
+            self._wanted.clear()
+            self._followers.clear()
+        _settle([(each, _closed(each.id)) for each in waiting])
+
     def _run(self) -> None:
+        with self._lock:
+            if self._thread is not None:  # it was wanted twice before it was there
+                return
+            self._thread = threading.current_thread()
         failures = 0
         while self._is_needed():
             try:
@@ -127,36 +163,82 @@ class Ends:
                 failures = 0
             except BrokerUnavailable as error:
                 log.log(logging.DEBUG if failures else logging.WARNING, "%s; waiting on", error)
-                with self._lock:
-                    if not self._closed:
-                        self._lock.wait(backoff(failures, base=0.1, maximum=15.0, jitter=random.random()))
+                self._pause(backoff(failures, base=0.1, maximum=15.0, jitter=random.random()))
                 failures += 1
-            except BrokerError as error:
+            except Exception as error:
+                if not isinstance(error, BrokerError):
+                    log.exception("waiting for tasks")
                 with self._lock:
                     ids = list(self._wanted)
                 self.tell(dict.fromkeys(ids, error))
 
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not after `close`."""
+        if not self._closed:
+            with contextlib.suppress(queues.Empty):
+                self._wake.get(timeout=seconds)
+
     def _is_needed(self) -> bool:
         with self._lock:
-            if not self._wanted and not self._closed:
-                self._lock.wait(LINGER)
+            if self._wanted and not self._closed:
+                return True
+            self._lingers = True
+        self._pause(LINGER)
+        self.stop()
+        with self._lock:
+            self._lingers = False
             if self._wanted and not self._closed:
                 return True
             self._thread = None
-        self.stop()
         return False
 
-    def tell(self, found: Mapping[str, End | TaskQueueError]) -> None:
-        """Tell whoever waits for these, and forget them."""
-        told = []
+    def tell(self, found: Mapping[str, End | Exception]) -> list[str]:
+        """Tell whoever waits for these, and forget them.
+
+        Where the value of one is that of another task, those who wait for it wait on, for that one; the ids of such.
+        """
+        told: list[tuple[Waiting, End | Exception]] = []
+        further: dict[str, None] = {}
         with self._lock:
             for id, end in found.items():
-                self._wanted.pop(id, None)
-                waiting = self._known.pop(id, None)
-                if waiting is not None:
-                    told.append((waiting, end))
-        for waiting, end in told:
+                waiting = self._followers.pop(id, {})
+                for each in (self._known.pop(id, None), self._wanted.pop(id, None)):
+                    if each is not None:
+                        waiting[each] = {id}
+                next_id = values.promised(end.payload) if isinstance(end, End) and end.payload is not None else ""
+                for each, passed in waiting.items():
+                    if not next_id:
+                        told.append((each, end))
+                    elif error := self.refused(id, next_id, passed):
+                        told.append((each, error))
+                    else:
+                        passed.add(next_id)
+                        self._followers.setdefault(next_id, {})[each] = passed
+                        self._wanted.setdefault(next_id, None)
+                        further[next_id] = None
+        _settle(told[::-1])
+        return list(further)
+
+    def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
+        """Why those who waited for `id`, whose value is that of `next_id`, can't wait for that one."""
+        if next_id in passed:
+            return FormatError(f"the value of task {id} is that of {next_id}, whose own depends on it")
+        return None
+
+
+def _settle(told: list[tuple[Waiting, End | Exception]]) -> None:
+    """Tell all of them, also where Ctrl-C comes in between."""
+    try:
+        while told:
+            waiting, end = told.pop()
             waiting.settle(end)
+    finally:
+        if told:
+            _settle(told)
+
+
+def _closed(id: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"the queue was closed while task {id} was waited for; queue.deferred(id) finds it again")
 
 
 class StoreEnds(Ends):
@@ -175,10 +257,15 @@ class StoreEnds(Ends):
 
     def _ask(self, ids: Sequence[str]) -> int:
         ended = 0
-        for at in range(0, len(ids), LOOK_AT):
-            found = self._store().ended(ids[at : at + LOOK_AT])
-            self.tell({id: UnknownTask(id) if record is None else end_of(record) for id, record in found.items()})
-            ended += len(found)
+        while ids:
+            further = []
+            for at in range(0, len(ids), LOOK_AT):
+                found = self._store().ended(ids[at : at + LOOK_AT])
+                further += self.tell(
+                    {id: UnknownTask(id) if record is None else end_of(record) for id, record in found.items()}
+                )
+                ended += len(found)
+            ids = further
         return ended
 
     def listen(self) -> None:
@@ -226,6 +313,12 @@ class ReplyEnds(Ends):
             found[reply.correlation_id] = _end_in(reply)
             reply = self._producer.next_reply(timeout=0) if len(found) < LOOK_AT else None
         self.tell(found)
+
+    def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
+        return Unsupported(
+            f"the value of task {id} is that of {next_id}, whose reply goes to whoever submitted that: values like "
+            "that need a broker that keeps records: postgresql://, or sqlite:/// on one host"
+        )
 
 
 def _end_in(reply: Workitem) -> End:

@@ -46,10 +46,11 @@ class Here:
 
     def close(self) -> None:
         """Let go of the broker; what is used again is connected again."""
-        self.ends.close()
-        self.ends = self._new_ends(self._broker)
+        ends, self.ends = self.ends, self._new_ends(self._broker)
+        ends.close()
         self.producer.close()
         with self._opening:
-            if self._store is not None:
-                self._store.close()
-                self._store = None
+            store, self._store = self._store, None
+        if store is not None:
+            store.close()
+        ends.abandon()

@@ -89,10 +89,11 @@ class Queue(Submitter, Sender):
         """
         id, name = (task, "") if isinstance(task, str) else (task.id, task.name)
         known = self.ends.known(id)
-        if isinstance(known, Deferred):
-            return known
-        assert self._store is not None
-        return Deferred(id, self, name)
+        if known is None:
+            assert self._store is not None
+            known = self.ends.known(id, lambda: Deferred(id, self, name))
+        assert isinstance(known, Deferred)
+        return known
 
     def gather(self, *deferreds: Deferred[Any]) -> Gathered[Any]:
         """The values of all of these, in order."""
@@ -109,6 +110,8 @@ class Queue(Submitter, Sender):
         waiting = [each for each in found if each is not None]
         if not store:  # a reply may be here before `send` returns
             self.ends.sent(waiting)
+        elif unique:  # those who had these ids before, and have ended: they are told of their own ends
+            self.ends.ask([workitem.id for workitem in workitems if self.ends.known(workitem.id)])
         try:
             self._here.producer.send(workitems, reply=not store and bool(waiting), unique=unique)
         except DuplicateTask as error:

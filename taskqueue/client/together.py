@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue as queues
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any, Generic, TypeVar
@@ -96,7 +97,7 @@ def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:
 
 
 def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
+    return None if timeout is None or timeout > threading.TIMEOUT_MAX else time.monotonic() + timeout
 
 
 def _left(deadline: float | None) -> float | None:
