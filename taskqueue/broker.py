@@ -60,6 +60,7 @@ class Capabilities:
     """What a broker does beyond the contract; the table of DESIGN section 1 in code."""
 
     several_hosts: bool = True
+    several_programs: bool = True
     priorities: bool = False
     store: bool = False
     transactions: bool = False

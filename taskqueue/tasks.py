@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
-from taskqueue.errors import FormatError, TaskCancelled, TaskFailure
+from taskqueue.depending import NO_RESULT
+from taskqueue.errors import FormatError, TaskCancelled, TaskExpired, TaskFailure
 from taskqueue.formats import values
+from taskqueue.formats.classes import hints_of, name_of
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
 from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reject, Retry
@@ -30,15 +34,25 @@ from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reje
 __all__ = ["Promise", "Task", "TaskContext", "TaskOptions", "TaskSpace", "TaskWorker", "check", "current", "task_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NAME = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 _TASK, _METHODS = "__taskqueue_task__", "__taskqueue_methods__"  # attributes of functions
+LOOK_EVERY = 0.1  # seconds, for whether a coroutine was cancelled
 MAIN = ("__main__", "__mp_main__")  # the main program, and what it is called in its worker processes
 
 
 class Promise:
-    """What stands for the value of another task: its `id` and its task's name go over in its place."""
+    """What stands for the value of another task: its `id` and its task's name go over in its place.
+
+    id: empty where there is no such task, but a value: that goes over, then.
+    """
 
     __slots__ = ()
     id: str
+
+    @property
+    def value(self) -> Any:
+        """The value, where it is there."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -84,6 +98,18 @@ def check(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and not value >= (1e-3 if name == "time_limit" else 0):
             raise ValueError(f"{name} {value!r}: expected a positive number")
+    for name in ("retries", "priority"):
+        if not isinstance(options.get(name), int | None):
+            raise TypeError(f"{name} {options[name]!r}: expected a whole number")
+    for kind in _several(options.get("retry_on", ())):
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise TypeError(f"retry_on {options['retry_on']!r}: expected a class of exceptions, or a tuple of them")
+    if not (isinstance(options.get("id"), str | None) or callable(options["id"])):
+        raise TypeError(f"id {options['id']!r}: expected text, or a function that makes it of the arguments")
+
+
+def _several(kinds: Any) -> tuple[Any, ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +123,7 @@ class Task:
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
-        try:
-            return get_type_hints(self.function)
-        except Exception:  # names that exist for type checkers alone
-            return {}
+        return hints_of(self.function)
 
     @cached_property
     def classes(self) -> Mapping[str, type]:
@@ -120,10 +143,28 @@ def task_of(function: Callable[..., Any]) -> Task:
         if owner is getattr(function, "__self__", None):
             return task  # type: ignore[no-any-return]
     found = getattr(function, _TASK, None)
+    name = getattr(function, "__qualname__", repr(function))
     if found is None:
-        name = getattr(function, "__qualname__", repr(function))
         raise TypeError(f"{name} is no task: expected a function that @space.task was put before, or space.expose(...)")
+    if found.function is getattr(function, "__func__", None):
+        raise TypeError(
+            f"{name} is a method of {function.__self__!r}, which @space.task knows nothing of: expected "  # type: ignore[attr-defined]
+            "space.expose(...) of that method"
+        )
     return found  # type: ignore[no-any-return]
+
+
+_spaces: weakref.WeakSet[TaskSpace] = weakref.WeakSet()
+
+
+def result_classes(name: str) -> Mapping[str, type]:
+    """The classes that a result of the task `name` may have, as far as it is in this program; empty: of any task."""
+    found: dict[str, type] = {}
+    for space in list(_spaces):
+        for task in space.tasks.values():
+            if name in ("", task.name):
+                found.update(task.result_classes)
+    return found
 
 
 class TaskSpace:
@@ -133,10 +174,13 @@ class TaskSpace:
     """
 
     def __init__(self, name: str, *, classes: tuple[type, ...] = ()) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"name {name!r}: expected words with dots between them")
         self.name = MAIN[0] if name in MAIN else name
         self.module: str = sys._getframe(1).f_globals.get("__name__", "")
         self.classes: Mapping[str, type] = values.classes_of(*classes)
         self._tasks: dict[str, Task] = {}
+        _spaces.add(self)
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -153,15 +197,23 @@ class TaskSpace:
         name: within the space; that of the function, if it is left out.  replace: in place of one of the same name.
         options: see TaskOptions.
 
-        Raises ValueError for a name that is taken, TypeError and ValueError for options that make no sense.
+        Raises ValueError for a name that is taken, TypeError and ValueError for options that make no sense, or for
+        what is no function, such as a classmethod.
         """
         name, replace = options.pop("name", ""), options.pop("replace", False)
         check(options)
 
         def make(function: F) -> F:
-            setattr(function, _TASK, self._add(function, name, replace, options))
+            plain = function.__func__ if isinstance(function, staticmethod) else function
+            if any((not callable(plain), hasattr(plain, "__self__"))):
+                raise TypeError(f"{function!r} is no function: space.expose(...) makes tasks of methods")
+            task = self._task(plain, name, replace, options)
+            setattr(plain, _TASK, task)
+            self._tasks[task.name] = task
             return function
 
+        if len(functions) > 1:
+            raise TypeError("expected one function")
         return make(functions[0]) if functions else make
 
     def expose(self, method: F, *, name: str = "", replace: bool = False, **options: Unpack[TaskOptions]) -> F:
@@ -171,23 +223,28 @@ class TaskSpace:
         if function is None:
             raise TypeError(f"{method!r} is no method of an object that is written in Python")
         known = [(owner, task) for owner, task in getattr(function, _METHODS, ()) if owner is not method.__self__]  # type: ignore[attr-defined]
-        added = self._add(method, name, replace, dict(options))
-        setattr(function, _METHODS, [*known, (method.__self__, added)])  # type: ignore[attr-defined]
+        task = self._task(method, name, replace, options)
+        setattr(function, _METHODS, [*known, (method.__self__, task)])  # type: ignore[attr-defined]
+        self._tasks[task.name] = task
         return method
 
-    def _add(self, function: Callable[..., Any], name: str, replace: bool, options: Mapping[str, Any]) -> Task:
-        task = Task(f"{self.name}.{name or function.__name__}", function, self, MappingProxyType(dict(options)))
+    def _task(self, function: Callable[..., Any], name: str, replace: bool, options: Mapping[str, Any]) -> Task:
+        own = name or getattr(function, "__name__", "")
+        if not _NAME.fullmatch(own):
+            raise ValueError(f"name {own!r} of {function!r}: expected words with dots between them, as name=...")
+        task = Task(f"{self.name}.{own}", function, self, MappingProxyType(dict(options)))
         if task.name in self._tasks and not replace:
             raise ValueError(f"there is a task {task.name} already; replace=True puts this one in its place")
-        self._tasks[task.name] = task
         return task
 
     def include(self, *spaces: TaskSpace) -> None:
-        """Call the tasks of other spaces, too.  Raises ValueError for names that are taken."""
+        """Call the tasks of other spaces, too, as they are now.  Raises ValueError for names that are taken."""
+        tasks = dict(self._tasks)
         for space in spaces:
             for task in space.tasks.values():
-                if self._tasks.setdefault(task.name, task) is not task:
+                if tasks.setdefault(task.name, task) is not task:
                     raise ValueError(f"there is a task {task.name} already")
+        self._tasks = tasks
 
     def factory(self) -> TaskWorker:
         """The worker that calls these tasks: what the entry point names."""
@@ -253,9 +310,18 @@ class TaskWorker(BaseWorker):
         task = self._task()
         try:
             value = self._call(task)
-            return _result(task, asyncio.run(_awaited(value)) if inspect.iscoroutine(value) else value)
+            return _result(task, asyncio.run(self._awaited(value)) if inspect.iscoroutine(value) else value)
         except Exception as error:
             raise self._told(task, error) from error
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Its value; it is cancelled where it waits when somebody has cancelled its workitem."""
+        running = asyncio.ensure_future(coroutine)
+        while not (await asyncio.wait([running], timeout=LOOK_EVERY))[0]:
+            if self.cancelled:
+                running.cancel()
+                break
+        return await running
 
     def _task(self) -> Task:
         name = str(self.workitem.headers.get("task", ""))
@@ -280,9 +346,9 @@ class TaskWorker(BaseWorker):
                 return None
             each = inputs[id]
             if each.payload is None:
-                state = str(each.state)
-                error = each.error or ("its result is not kept" if each.state == State.SUCCEEDED else "")
-                return TaskFailure(id, each.type, state, error, each.traceback, name)
+                if each.state == State.SUCCEEDED:
+                    return TaskExpired(id, each.type, str(each.state), NO_RESULT, task=name)
+                return TaskFailure(id, each.type, str(each.state), each.error, each.traceback, name)
             within.append(id)
             value = values.decode(each.payload, classes=task.classes, resolve=resolve)
             within.pop()
@@ -302,7 +368,11 @@ class TaskWorker(BaseWorker):
         """What to raise for it: it is tried again as often as the task's options say, after errors that they name."""
         if isinstance(error, Retry | Reject | Blocked | TaskCancelled):
             return error
-        if not isinstance(error, task.options.get("retry_on", Exception)):
+        named = self.workitem.headers.get("retry_on")  # of the call, or of the queue
+        if isinstance(named, list):
+            if not any(name_of(kind) in named for kind in type(error).__mro__):
+                return Failure(error, 0)
+        elif not isinstance(error, task.options.get("retry_on", Exception)):
             return Failure(error, 0)
         retries = self.workitem.headers.get("retries", task.options.get("retries"))
         return Failure(error, retries) if isinstance(retries, int) else error
@@ -319,14 +389,12 @@ class AsyncTaskWorker(TaskWorker):
             raise self._told(task, error) from error
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
-
-
 def _result(task: Task, value: object) -> Payload:
     return values.encode(value, what="the result", deferred=promise_of, classes=task.result_classes).payload
 
 
-def promise_of(value: object) -> tuple[str, str] | None:
-    """The id and the name of the task that `value` stands for."""
-    return (value.id, value.name) if isinstance(value, Promise) else None
+def promise_of(value: object) -> tuple[str, Any] | None:
+    """The id and the name of the task that `value` stands for, or an empty id and its value; None: for none."""
+    if not isinstance(value, Promise):
+        return None
+    return (value.id, value.name) if value.id else ("", value.value)

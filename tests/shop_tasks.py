@@ -87,6 +87,11 @@ def other_error() -> None:
     raise ValueError(f"attempt {taskqueue.current().attempt}")
 
 
+@space.task
+def attempts() -> None:
+    raise ValueError(f"attempt {taskqueue.current().attempt}")
+
+
 @space.task(on_error="pass")
 def name_of(value: Any) -> str:
     if isinstance(value, taskqueue.TaskFailure):
@@ -109,6 +114,16 @@ def until_cancelled() -> None:
     while True:
         taskqueue.current().check()
         time.sleep(0.01)
+
+
+@space.task
+async def sleep() -> None:
+    await asyncio.sleep(3600)
+
+
+@space.task
+def named_oddly(self: int, function: int = 0) -> list[int]:
+    return [self, function]
 
 
 @space.task

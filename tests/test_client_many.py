@@ -9,16 +9,21 @@ import pty
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator
 
 import pytest
 import shop_tasks
 from shop_tasks import (
+    Order,
     fail,
     invoice,
     limited,
     num,
     plus,
+    quiet,
+    repaint,
+    same,
     space,
     wait,
 )
@@ -109,7 +114,42 @@ class TestMany:
 
     def test_reduce_is_a_chain_of_tasks(self, store: taskqueue.Queue) -> None:
         assert store.reduce(plus, range(20), 100).result(PATIENCE) == 290
-        assert store.reduce(plus, [], 100).result(0) == 100
+
+    def test_reduce_of_nothing_is_the_value_that_it_begins_with(self, store: taskqueue.Queue) -> None:
+        nothing = store.reduce(plus, [], 100)
+
+        assert nothing.result(0) == 100 and nothing.done() and nothing.status == State.SUCCEEDED
+        assert nothing.progress is None and not nothing.cancel()
+        assert nothing.then(num).result(PATIENCE) == 100
+        assert store.submit(same, [nothing, {1: nothing}]).result(PATIENCE) == [100, {1: 100}]
+        assert store.reduce(repaint, [], Order(1)).result(0) == Order(1)  # type: ignore[arg-type]
+        number = store.submit(num, 1)
+        assert store.reduce(plus, [], number.argument) is number
+        (inside,) = store.reduce(same, [], [number]).result(0)  # type: ignore[arg-type]
+        assert inside is number
+
+    def test_what_needs_values_is_refused_where_there_are_none(self, queue: taskqueue.Queue) -> None:
+        with pytest.raises(ValueError, match=r"map takes the values .* shop\.quiet has ignore_result"):
+            queue.map(quiet, [])
+        with pytest.raises(ValueError, match=r"reduce takes the values .* shop\.plus has ignore_result"):
+            queue.options(ignore_result=True).reduce(plus, [1], 0)
+        for together in (queue.gather, lambda *each: list(taskqueue.as_completed(each))):
+            with pytest.raises(TypeError, match="None is no Deferred"):
+                together(queue.submit(quiet))
+
+    def test_a_value_that_is_there_need_not_wait_for_the_iterable(self, queue: taskqueue.Queue) -> None:
+        found: list[int] = []
+
+        def slowly() -> Iterator[int]:
+            number = 0
+            while not found and number < 1000:
+                yield number
+                number += 1
+                time.sleep(0.01)
+
+        for value in queue.map(num, slowly(), chunksize=1, ahead=2000):
+            found.append(value)
+        assert found == list(range(len(found))) and len(found) < 1000
 
 
 class TestIdentity:
@@ -122,6 +162,12 @@ class TestIdentity:
         shop_tasks.gate.set()
         assert first.result(PATIENCE) == 4711
         assert store.submit(invoice, 4711).result(PATIENCE) == 4711
+
+    def test_the_steps_of_a_reduction_have_one_each(self, store: taskqueue.Queue) -> None:
+        with pytest.raises(DuplicateTask):
+            store.options(id="same").reduce(plus, range(3), 0)
+        assert len(store) == 0
+        assert store.options(id=lambda _, item: f"step-{item}").reduce(plus, range(3), 0).id == "step-2"
 
     def test_waiting_tasks_are_counted_and_discarded(self, store: taskqueue.Queue) -> None:
         some = [store.options(delay=3600).submit(num, number) for number in range(3)]

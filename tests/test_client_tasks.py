@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shop_tasks
@@ -15,10 +16,12 @@ from shop_tasks import (
     Colour,
     Order,
     add,
+    attempts,
     fail,
     flaky,
     later,
     name_of,
+    named_oddly,
     num,
     other_error,
     plus,
@@ -27,6 +30,7 @@ from shop_tasks import (
     quiet,
     repaint,
     same,
+    sleep,
     space,
     until_cancelled,
     wait,
@@ -80,6 +84,12 @@ class TestSubmitting:
         for value in [(1, (2, 3)), {1: {"a"}}, b"\xff", float("inf"), 10**400, None, [Path("/x")], "\ud800"]:
             assert queue.submit(same, value).result(PATIENCE) == value
 
+    def test_parameters_may_have_any_name(self, queue: taskqueue.Queue) -> None:
+        assert queue.submit(named_oddly, self=1, function=2).result(PATIENCE) == [1, 2]
+        assert queue.tasks.shop.named_oddly(self=1, function=2).result(PATIENCE) == [1, 2]
+        if queue.broker.capabilities.store:
+            assert queue.submit(num, 1).then(named_oddly, function=2).result(PATIENCE) == [1, 2]
+
     def test_a_failure_has_the_error_and_the_remote_traceback(self, queue: taskqueue.Queue) -> None:
         deferred = queue.submit(fail)
 
@@ -110,6 +120,16 @@ class TestSubmitting:
         assert isinstance(queue.submit(flaky, 3).exception(PATIENCE), TaskFailure)
         assert queue.options(retries=3).submit(flaky, 3).result(PATIENCE) == 4
         assert "attempt 1" in str(queue.submit(other_error).exception(PATIENCE))
+
+    @pytest.mark.parametrize(("kinds", "tried"), [(ValueError, 3), ((OSError, Exception), 3), (OSError, 1), ((), 1)])
+    def test_a_call_or_a_queue_may_name_the_errors_too(self, queue: taskqueue.Queue, kinds: Any, tried: int) -> None:
+        options: Any = {"retries": 2, "retry_on": kinds}
+        lent = taskqueue.Queue(queue.broker, "default", options)
+
+        assert f"attempt {tried}" in str(queue.options(**options).submit(attempts).exception(PATIENCE))
+        assert f"attempt {tried}" in str(lent.submit(attempts).exception(PATIENCE))
+        assert lent.submit(flaky, 2).result(PATIENCE) == 3  # it names them itself
+        lent.close()
 
     def test_who_ignores_the_result_gets_nothing(self, queue: taskqueue.Queue) -> None:
         assert queue.submit(quiet) is None  # type: ignore[comparison-overlap]
@@ -210,6 +230,17 @@ class TestFindingAgain:
         assert store.result(deferred.id) == 5
         assert repr(deferred) == f"<Deferred shop.num in queue default: {deferred.id}, succeeded>"
 
+    def test_its_value_has_the_classes_that_its_annotation_names(self, store: taskqueue.Queue) -> None:
+        deferred = store.submit(repaint, Order(7))
+        there = Order(8, (Colour.RED,))
+        id, copy = deferred.id, pickle.dumps(deferred)
+        del deferred
+        until(lambda: store.record(id).ended)
+
+        assert store.deferred(id).result(PATIENCE) == there
+        assert store.deferred(pickle.loads(copy)).result(PATIENCE) == there
+        assert store.tasks.shop.repaint(Order(7)).result(PATIENCE) == there
+
     def test_an_id_that_never_was(self, store: taskqueue.Queue) -> None:
         with pytest.raises(UnknownTask):
             store.deferred("nothing").result(PATIENCE)
@@ -302,6 +333,14 @@ class TestDepending:
 
 
 class TestCancelling:
+    def test_a_coroutine_is_cancelled_where_it_waits(self, store: taskqueue.Queue) -> None:
+        running = store.submit(sleep)
+        until(lambda: running.status == State.RUNNING)
+
+        assert running.cancel()
+        error = running.exception(PATIENCE)
+        assert isinstance(error, TaskFailure) and error.state == "cancelled"
+
     def test_what_runs_is_told_and_never_tried_again(self, store: taskqueue.Queue) -> None:
         running = store.options(retries=5).submit(until_cancelled)
         after = store.submit(name_of, running)

@@ -53,6 +53,42 @@ def run(*arguments: str, directory: Path, text: str | None = None) -> subprocess
     )
 
 
+SUBMITTING = """
+import taskqueue
+
+space = taskqueue.TaskSpace("shop")
+queue = taskqueue.connect({url!r})
+
+@space.task
+def first(value):
+    return queue.submit(second, value)
+
+@space.task
+def second(value):
+    return value + 1
+
+if __name__ == "__main__":
+    with taskqueue.running(queue, space, {kind}=2):
+        try:
+            print(queue.submit(first, 1).result({patience}))
+        except taskqueue.TaskFailure as failure:
+            print(failure.error)
+"""
+
+
+class TestTasksThatSubmitTasks:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("where", ["memory", "sqlite"])
+    def test_they_do_or_say_why_not(self, tmp_path: Path, kind: str, where: str) -> None:
+        url = "memory://" if where == "memory" else f"sqlite:///{tmp_path}/queue.db"
+        (tmp_path / "main.py").write_text(SUBMITTING.format(url=url, kind=kind, patience=PATIENCE))
+
+        done = run("main.py", directory=tmp_path)
+
+        expected = "memory:// is in the program" if (where, kind) == ("memory", "processes") else "2\n"
+        assert expected in done.stdout, done.stderr
+
+
 class TestAMainFile:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("how", ["path", "module"])

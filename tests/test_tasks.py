@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,13 +95,61 @@ def test_spaces_are_included_with_their_names() -> None:
         ({"time_limit": 0}, ValueError, "time_limit 0"),
         ({"retries": -1}, ValueError, "retries -1"),
         ({"result_timeout": float("nan")}, ValueError, "result_timeout nan"),
+        ({"retries": 2.5}, TypeError, "retries 2.5: expected a whole number"),
+        ({"priority": "high"}, TypeError, "priority 'high': expected a whole number"),
+        ({"retry_on": [OSError]}, TypeError, "expected a class of exceptions, or a tuple of them"),
+        ({"retry_on": (OSError, "ValueError")}, TypeError, "expected a class of exceptions"),
+        ({"id": 5}, TypeError, "id 5: expected text, or a function"),
+        ({"name": "a b"}, ValueError, "name 'a b' of .*: expected words with dots"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_where_they_are_said(
     options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        TaskSpace("shop").task(**options)
+        TaskSpace("shop").task(**options)(function())
+
+
+@pytest.mark.parametrize("name", ["", ".", "a b", "shop.", ".mail", "shop..mail"])
+def test_names_of_spaces_are_words_with_dots(name: str) -> None:
+    with pytest.raises(ValueError, match="expected words with dots"):
+        TaskSpace(name)
+
+
+def test_what_can_be_no_task_leaves_nothing_behind() -> None:
+    space, other = TaskSpace("shop"), TaskSpace("shop")
+    for wrong in (len, Stock().take, classmethod(function()), functools.partial(function(), 1)):
+        with pytest.raises((TypeError, ValueError), match=r"space\.expose|name=\.\.\."):
+            space.task(wrong)
+    with pytest.raises(TypeError, match="expected one function"):
+        space.task(function(), function())  # type: ignore[call-overload]
+    assert not space.tasks
+
+    space.task(name="two")(function())
+    other.task(name="three")(function())
+    other.task(name="two")(function())
+    with pytest.raises(ValueError, match="already"):
+        space.include(other)
+    assert list(space.tasks) == ["shop.two"]
+
+
+def test_static_methods_are_tasks_and_others_have_to_be_exposed() -> None:
+    space = TaskSpace("shop")
+
+    class Depot:
+        @space.task
+        @staticmethod
+        def size(of: int) -> int:
+            return of
+
+        @space.task
+        def take(self, count: int) -> int:
+            return count
+
+    assert task_of(Depot.size).function(3) == Depot.size(3) == Depot().size(3) == 3
+    assert task_of(Depot().size).name == "shop.size"
+    with pytest.raises(TypeError, match=r"Depot\.take is a method of .*space\.expose"):
+        task_of(Depot().take)
 
 
 def test_what_is_no_task_is_refused_with_the_remedy() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +49,37 @@ def test_what_is_for_later_is_left_for_later(queue: taskqueue.Queue) -> None:
     later = queue.options(delay=3600).submit(num, 5)
 
     assert later.status == State.SCHEDULED and queue.submit(num, later.argument).status == State.BLOCKED
+
+
+def test_tasks_that_a_task_submits_have_ended_too(at_once: Make) -> None:
+    walking = taskqueue.TaskSpace("walking")
+    seen: list[int] = []
+
+    @walking.task
+    def walk(levels: int) -> int:
+        time.sleep(0.001)
+        seen.append(levels)
+        if levels:
+            queue.submit(walk, levels - 1)
+        return levels
+
+    queue = at_once(walking)
+    assert queue.submit(walk, 100).value == 100
+    assert seen == list(range(100, -1, -1))
+
+
+def test_coroutines_alone_run_many_at_once(at_once: Make) -> None:
+    meeting = taskqueue.TaskSpace("meeting")
+    there: list[int] = []
+
+    @meeting.task
+    async def meet(number: int) -> int:
+        there.append(number)
+        while len(there) < 5:
+            await asyncio.sleep(0.001)
+        return number
+
+    assert [each.value for each in at_once(meeting).submit_many(meet, range(5))] == [0, 1, 2, 3, 4]
 
 
 def test_tasks_may_submit_tasks_and_wait(at_once: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import sys
@@ -16,6 +17,7 @@ import pytest
 from valued import Basket, Colour, DiskFull, Level, Point, Price, Shelf, Strict, form, marked, sent
 
 from taskqueue.errors import FormatError, UnknownTask
+from taskqueue.formats.classes import hints_of
 from taskqueue.formats.values import (
     ForeignError,
     classes_of,
@@ -176,5 +178,11 @@ class Odd:
     colour: Colour
 
 
+def partly(order: Odd, connection: Nowhere | None = None) -> list[Colour]:  # type: ignore[name-defined]  # noqa: F821
+    return [order.colour]
+
+
 def test_hints_that_can_not_be_told_are_passed_by() -> None:
-    assert list(classes_of(Odd)) == ["test_values_classes.Odd"]
+    assert hints_of(partly) == {"order": Odd, "return": list[Colour]}
+    assert hints_of(functools.partial(partly)) == {}
+    assert set(classes_of(Odd)) == {"test_values_classes.Odd", "valued.Colour"}

@@ -160,11 +160,11 @@ class Deferred(Promise, Generic[T]):
     @property
     def progress(self) -> Progress | None:
         """How far it says it is.  Raises UnknownTask; Unsupported over RabbitMQ."""
-        return self.queue.record(self.id).progress
+        return self.queue.record(self.id).progress if self.id else None
 
     def cancel(self) -> bool:
         """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`."""
-        return self.queue.cancel(self.id)
+        return not isinstance(self._end, End) and self.queue.cancel(self.id)
 
     def add_done_callback(self, function: Callable[[Deferred[T]], object]) -> None:
         """Call `function` with this once it has ended, in a thread of the client; now, if it has.
@@ -173,7 +173,7 @@ class Deferred(Promise, Generic[T]):
         """
         self.when_done(lambda: _call(function, self))
 
-    def then(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> Deferred[R]:
+    def then(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Deferred[R]:
         """Submit `function(value, *args, **kwargs)`, which waits for this value."""
         return self.queue.submit(function, self, *args, **kwargs)
 

@@ -22,7 +22,7 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
 from taskqueue.record import Record
 from taskqueue.store import Store
-from taskqueue.tasks import Task, TaskOptions, check
+from taskqueue.tasks import Task, TaskOptions, check, promise_of, result_classes
 from taskqueue.workitem import Workitem, is_type
 
 __all__ = ["Queue", "connect"]
@@ -120,17 +120,21 @@ class Queue(Submitter, Sender):
             self.ends.sent(waiting)
         return found
 
-    def ended_with(self, value: object) -> Deferred[Any]:
-        """A Deferred that has `value`, and no task."""
-        found: Deferred[Any] = Deferred("", self)
-        found.settle(End(self.name, State.SUCCEEDED, values.encode(value, what="the value").payload))
+    def ended_with(self, value: object, task: Task) -> Deferred[Any]:
+        """A Deferred that has `value` as if `task` had returned it, and no id."""
+        found: Deferred[Any] = Deferred("", self, task)
+        encoded = values.encode(value, what="the value", deferred=promise_of, classes=task.result_classes)
+        found.settle(End(self.name, State.SUCCEEDED, encoded.payload))
         return found
 
     def value_of(self, payload: Payload, task: Task | str = "") -> Any:
-        """What a result is as a value, with the classes that the task's annotation names."""
+        """What a result is as a value, with the classes that the task's annotation names.
+
+        task: empty: that is not known here.
+        """
         if not values.is_ours(payload):
             return formats.value(payload.body, payload.content_type)
-        classes = {} if isinstance(task, str) else task.result_classes
+        classes = result_classes(task) if isinstance(task, str) else task.result_classes
         return values.decode(payload, classes=classes, resolve=lambda id, name: self.deferred(Deferred(id, None, name)))
 
     def __len__(self) -> int:

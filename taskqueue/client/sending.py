@@ -70,6 +70,8 @@ def workitem(
         raise ValueError("expected either delay or due")
     if not formats.is_reference(reference):
         raise ValueError(f"reference {reference[:80]!r}: expected up to {formats.MAX_REFERENCE} characters, no NUL")
+    if not isinstance(id, str | None):
+        raise TypeError(f"id {id!r}: expected text")
     for name, text in (("id", id or ""), ("correlation_id", correlation_id), ("reply_to", reply_to)):
         if len(text.encode()) > MAX_ID:
             raise ValueError(f"{name}: expected up to {MAX_ID} bytes")

@@ -11,6 +11,7 @@ from taskqueue.client.deferred import Deferred
 from taskqueue.client.sending import workitem
 from taskqueue.errors import FormatError
 from taskqueue.formats import values
+from taskqueue.formats.classes import name_of
 from taskqueue.tasks import Task, check, promise_of, task_of
 from taskqueue.workitem import Workitem
 
@@ -74,6 +75,7 @@ class Submitter:
         """
         if chunksize < 1 or ahead < 1:
             raise ValueError("expected chunksize and ahead of 1 or more")
+        self._expect_result(task_of(function), "map")
         chunksize = min(chunksize, ahead)
         return self._mapped(self._many(function, iterables, chunksize), ahead - chunksize, timeout)
 
@@ -97,31 +99,44 @@ class Submitter:
         outstanding: deque[Deferred[Any]] = deque()
         over = False
         while outstanding or not over:
-            while not over and len(outstanding) <= room:
+            if not over and len(outstanding) <= room:
                 chunk = next(chunks, [])
                 over = not chunk
                 outstanding.extend(chunk)
-            if outstanding:
+            # A value that is there need not wait for an iterable that takes its time.
+            if outstanding and (over or len(outstanding) > room or outstanding[0].done()):
                 yield outstanding.popleft().result(timeout)
 
     def reduce(self, function: Callable[[R, T], R], iterable: Iterable[T], initial: R) -> Deferred[R]:
         """`functools.reduce`, each step a task that waits for the one before."""
         task = task_of(function)
+        self._expect_result(task, "reduce")
         value: Any = initial
         sent: list[tuple[Task, Workitem]] = []
+        unique = False
         for item in iterable:
-            step = self._workitem(task, (value, item), {}).named()
+            step = self._workitem(task, (value, item), {})
+            unique = unique or bool(step.id)
+            step = step.named()
             value = Deferred(step.id, self._queue, task)
             sent.append((task, step))
             if len(sent) == CHUNK:
-                value, sent = self._queue.sent(sent)[-1], []
+                value, sent = self._queue.sent(sent, unique=unique)[-1], []
         if sent:
-            value = self._queue.sent(sent)[-1]
-        return value if isinstance(value, Deferred) else self._queue.ended_with(value)
+            value = self._queue.sent(sent, unique=unique)[-1]
+        return value if isinstance(value, Deferred) else self._queue.ended_with(value, task)
+
+    def _options_of(self, task: Task | None) -> dict[str, Any]:
+        own = {} if task is None else task.options
+        return {"result_timeout": KEPT, **self._queue.task_options, **own, **self._options}
+
+    def _expect_result(self, task: Task, what: str) -> None:
+        if self._options_of(task).get("ignore_result"):
+            raise ValueError(f"{what} takes the values of its tasks, and {task.name} has ignore_result=True")
 
     def _workitem(self, task: Task | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Workitem:
         name, own, classes = (task, {}, None) if isinstance(task, str) else (task.name, task.options, task.classes)
-        options: dict[str, Any] = {"result_timeout": KEPT, **self._queue.task_options, **own, **self._options}
+        options = self._options_of(None if isinstance(task, str) else task)
         encoded = values.encode_call(args, kwargs, deferred=promise_of, classes=classes)
         if len(encoded.payload.body) > self._queue.max_body:
             raise FormatError(
@@ -135,6 +150,9 @@ class Submitter:
             headers["on_error"] = options["on_error"]
         if options.get("ignore_result"):
             headers["ignore_result"] = True
+        if "retry_on" in options and ("retry_on" in self._options or "retry_on" not in own):  # else its worker knows
+            kinds = options["retry_on"]
+            headers["retry_on"] = [name_of(kind) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
         id = options.get("id")
         found = workitem(
             self._queue.name,
@@ -165,7 +183,7 @@ class Named:
     def __getitem__(self, name: str) -> Named:
         return getattr(self, name)  # type: ignore[no-any-return]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
         return self._submitter.call(self._name, args, kwargs)
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ class Gathered(Generic[T]):
     """The values of several tasks, in order.  Can be awaited."""
 
     def __init__(self, deferreds: Sequence[Deferred[T]]) -> None:
-        self.deferreds = tuple(deferreds)
+        self.deferreds = tuple(_checked(deferreds))
 
     def result(self, timeout: float | None = None) -> list[T]:
         """Wait up to `timeout` seconds (None: for ever) for all of them.
@@ -71,7 +71,7 @@ def want(deferreds: Iterable[Deferred[Any]]) -> None:
 
 def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None) -> Iterator[Deferred[T]]:
     """Each of them, as soon as it has ended.  Raises ResultTimeout when `timeout` seconds are over before the last."""
-    waiting = list(deferreds)
+    waiting = _checked(deferreds)
     over: queues.SimpleQueue[Deferred[T]] = queues.SimpleQueue()
     deadline = _deadline(timeout)
     for each in waiting:
@@ -94,6 +94,14 @@ def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:
     found: Any = as_completed(items) if several else items  # type: ignore[arg-type]
     # None: where there is no terminal there is no bar.
     yield from tqdm.tqdm(found, total=total, desc=description or None, disable=None, unit="task")
+
+
+def _checked(deferreds: Iterable[Deferred[T]]) -> list[Deferred[T]]:
+    found = list(deferreds)
+    for each in found:
+        if not isinstance(each, Deferred):
+            raise TypeError(f"{each!r} is no Deferred (a task with ignore_result=True has none)")
+    return found
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import inspect
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 from taskqueue import errors
 
@@ -20,6 +23,7 @@ __all__ = [
     "class_named",
     "classes_of",
     "fields_of",
+    "hints_of",
     "is_named_tuple",
     "name_of",
 ]
@@ -137,15 +141,21 @@ def _inside(annotation: object) -> list[object]:
     if type(annotation).__name__ == "TypeAliasType":  # of Python 3.12
         return [getattr(annotation, "__value__", None)]
     arguments: list[object] = [typing.get_origin(annotation), *typing.get_args(annotation)]
-    if isinstance(annotation, type):
-        arguments += _hints(annotation)
+    if isinstance(annotation, type) and (
+        is_dataclass(annotation) or is_named_tuple(annotation) or typing.is_typeddict(annotation)
+    ):
+        arguments += hints_of(annotation).values()
     return arguments
 
 
-def _hints(kind: type) -> list[object]:
-    if not (is_dataclass(kind) or is_named_tuple(kind) or typing.is_typeddict(kind)):
-        return []
-    try:
-        return list(typing.get_type_hints(kind).values())
-    except (NameError, TypeError, AttributeError, SyntaxError):  # one hint can't be told; the others may be told
-        return list(getattr(kind, "__annotations__", {}).values())
+def hints_of(thing: Any) -> dict[str, Any]:
+    """The type hints of a function or a class, without those that name what is there for type checkers alone."""
+    with contextlib.suppress(Exception):
+        return typing.get_type_hints(thing)
+    found: dict[str, Any] = {}
+    for each in reversed(getattr(thing, "__mro__", (thing,))):
+        names = getattr(inspect.unwrap(each), "__globals__", None) or vars(sys.modules.get(each.__module__, builtins))
+        for name, hint in getattr(each, "__annotations__", {}).items():
+            with contextlib.suppress(Exception):
+                found |= typing.get_type_hints(SimpleNamespace(__annotations__={name: hint}), names)
+    return found

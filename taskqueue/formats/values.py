@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from taskqueue.errors import FormatError
 from taskqueue.formats.chartext import line, shown
@@ -78,7 +78,7 @@ def encode(
     value: object,
     *,
     what: str,
-    deferred: Callable[[object], tuple[str, str] | None] = _no_deferred,
+    deferred: Callable[[object], tuple[str, Any] | None] = _no_deferred,
     classes: Mapping[str, type] | None = None,
     limit: int = MAX_TEXT,
 ) -> Encoded:
@@ -86,7 +86,7 @@ def encode(
 
     what: it is, in messages: `the result`.
     deferred: says the id of what is a deferred, whose value takes its place later, and its task's name (which may be
-        empty); None of anything else.
+        empty); an empty id, and its value, where that is here already; None of anything else.
     classes: those that the reader names (`classes_of`); an Enum or a dataclass of another one is refused.  Default:
         unknown, nothing is refused.
     limit: bytes of its text, before it is compressed.
@@ -105,7 +105,7 @@ def encode_call(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     *,
-    deferred: Callable[[object], tuple[str, str] | None] = _no_deferred,
+    deferred: Callable[[object], tuple[str, Any] | None] = _no_deferred,
     classes: Mapping[str, type] | None = None,
     limit: int = MAX_TEXT,
 ) -> Encoded:

@@ -56,12 +56,13 @@ class _Refused(Exception):
 class Writer:
     """Writes the values of one payload.
 
-    deferred: says the id of what is a deferred, and its task's name; None of anything else.
+    deferred: says the id of what is a deferred, and its task's name; an empty id, and its value, where that is here;
+        None of anything else.
     classes: what the reader names, by name; None: not known.
     """
 
     def __init__(
-        self, deferred: Callable[[object], tuple[str, str] | None], classes: Mapping[str, type] | None
+        self, deferred: Callable[[object], tuple[str, Any] | None], classes: Mapping[str, type] | None
     ) -> None:
         self.deferred = deferred
         self.classes = classes
@@ -205,6 +206,8 @@ def _other(writer: Writer, value: object, depth: int) -> object:
     """What has no writer by its class."""
     if (promised := writer.deferred(value)) is not None:
         id, name = promised
+        if not id:
+            return _WRITERS.get(type(name), _other)(writer, name, depth)
         writer.after[id] = None
         return _leaf("$deferred", [id, name] if name else id, depth)
     kind = type(value)

@@ -53,7 +53,8 @@ def running(
     'module:attribute' of one.
     processes, threads: how many; one of them.  Worker processes are fresh interpreters, which import the module that
     the worker is in: if that is the program's main file, what it does must stand below `if __name__ == "__main__":`.
-    Threads run the worker's handlers in this process.
+    Threads run the worker's handlers in this process; one of them is enough for as many of an `async def`.
+    Tasks that submit tasks to memory:// themselves need threads.
     settings: what is the worker's own.
     options: those of a worker section in config.ini, such as `retries`, `time_limit`, `stop_timeout`; of those that
     processes are needed for, threads have none.  Results go to no results queue unless `results_routing_key` names one.
@@ -180,6 +181,7 @@ class Running:
             "log_level": logging.getLogger().level,
             "max_result": Config().max_body,
             "formats": {"installed": formats.discover()[0], "default": "", "read_as": {}},
+            "is_elsewhere": not self._queue.broker.capabilities.several_programs,
             "program": None if self._make is not None else place.surroundings(self._group.entry_point),
         }
         broker = self._queue.broker.anew()

@@ -39,6 +39,10 @@ def _factory(hello: dict[str, Any]) -> Callable[[], Any]:
         from multiprocessing.spawn import prepare  # the rules by which a main file is imported a second time
 
         prepare(hello["program"])
+    if hello.get("is_elsewhere"):
+        from taskqueue.brokers.memory.ends import MemoryProducer
+
+        MemoryProducer.is_elsewhere = True
     return load(hello["entry_point"])
 
 

@@ -46,14 +46,14 @@ def way(worker: Any, hello: dict[str, Any], known: Formats = ONLY_BUILTIN, *, wh
     """
     threads, concurrency = hello["threads"], hello["concurrency"]
     if inspect.iscoroutinefunction(worker.handle_task):
-        if threads > 1:
+        if threads > 1 and whole:
             raise PluginError(
                 f"threads = {threads}: handle_task of this plugin is an `async def`, which runs in one thread; "
                 f"expected concurrency = {threads}"
             )
         from taskqueue.process.looping import InLoop  # an import of 20 ms, which others shall not wait for
 
-        return InLoop(worker, hello, known)
+        return InLoop(worker, hello if whole else {**hello, "concurrency": max(threads, concurrency)}, known)
     if concurrency > 1:
         raise PluginError(
             f"concurrency = {concurrency}: handle_task of this plugin is no `async def`; "

@@ -28,7 +28,7 @@ class MemoryBroker:
     """Everything is in one dictionary of heaps, under one lock; lost with the program."""
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
-        self.capabilities = Capabilities(several_hosts=False, priorities=True, store=True)
+        self.capabilities = Capabilities(several_hosts=False, several_programs=False, priorities=True, store=True)
         self.clock = clock
         self.lock = threading.Lock()
         self.records = Records(self.lock, clock)

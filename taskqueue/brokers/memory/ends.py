@@ -14,7 +14,7 @@ from taskqueue.broker import Delivery, Ended, Lease, Underway
 from taskqueue.brokers.memory.dependencies import Dependencies, Item
 from taskqueue.brokers.memory.records import Records
 from taskqueue.clock import Clock
-from taskqueue.errors import BrokerError, DuplicateTask, UnknownTask
+from taskqueue.errors import BrokerError, DuplicateTask, UnknownTask, Unsupported
 from taskqueue.lifecycle import ENDED
 from taskqueue.outcome import Send, effects
 from taskqueue.record import is_recorded
@@ -42,6 +42,8 @@ class Place(Protocol):
 
 
 class MemoryProducer:
+    is_elsewhere = False  # in worker processes of a program that has all in its own memory
+
     def __init__(self, broker: Place) -> None:
         self._broker = broker
         self._reply_to, self._replies = broker.replies()
@@ -49,6 +51,11 @@ class MemoryProducer:
     def send(
         self, workitems: Sequence[Workitem], *, queue: str = "", reply: bool = False, unique: bool = False
     ) -> list[str]:
+        if self.is_elsewhere:
+            raise Unsupported(
+                "memory:// is in the program that runs this worker process, which can't send to it: take threads, or "
+                "sqlite:/// for processes whose tasks submit tasks"
+            )
         named = [workitem.named() for workitem in workitems]
         if reply:
             named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]
