@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from taskqueue.broker import Delivery
 from taskqueue.outcome import (
     Crashed,
     Dead,
@@ -200,6 +201,13 @@ class SettlingContract:
 
         bench.send(item(id="1"))
         bench.run(test)
+
+    def test_it_expires_by_the_time_from_when_it_is_due(self, bench: Bench) -> None:
+        async def test() -> list[Delivery]:
+            return await bench.lent(bench.consumer(), 1)
+
+        bench.send(item(id="later", due=time.time() + 1.0, expiration=0.9))
+        assert [delivery.workitem.id for delivery in bench.run(test)] == ["later"]
 
     def test_what_expires_is_kept_for_the_dispatcher(self, bench: Bench) -> None:
         async def test() -> Workitem:

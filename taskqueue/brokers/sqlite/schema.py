@@ -189,7 +189,7 @@ def to_row(queue: str, workitem: Workitem, life: Life | None, now: float, *, blo
         BLOCKED if blocked else SCHEDULED if scheduled else WAITING,
         workitem.priority or 0,
         workitem.due if scheduled else None,
-        None if workitem.expiration is None else now + workitem.expiration,
+        None if workitem.expiration is None else max(now, workitem.due or now) + workitem.expiration,
         workitem.id,
         workitem.type,
         workitem.reference,
