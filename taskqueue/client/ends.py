@@ -180,13 +180,15 @@ class Ends:
 
     def _is_needed(self) -> bool:
         with self._lock:
-            if self._wanted and not self._closed:
-                return True
-            self._lingers = True
-        self._pause(LINGER)
-        self.stop()
+            self._lingers = not self._wanted
+        if self._lingers:
+            self._pause(LINGER)
         with self._lock:
             self._lingers = False
+            if self._wanted and not self._closed:
+                return True
+        self.stop()
+        with self._lock:  # it may be wanted again just now
             if self._wanted and not self._closed:
                 return True
             self._thread = None
