@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from databases import PostgreSQL, with_schema
+from tasking import until
 
 import taskqueue
 from taskqueue.errors import Unsupported
@@ -45,7 +46,7 @@ def test_every_block_does_what_it_says(kind: str, request: pytest.FixtureRequest
             else:
                 run(block, names)
     # Nothing goes on behind the back of the other tests.
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("handler-")]
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("handler-")])
 
 
 def run(block: str, names: dict[str, object]) -> None:

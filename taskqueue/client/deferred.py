@@ -65,13 +65,21 @@ class Deferred(Promise, Generic[T]):
 
     def settle(self, end: End | Exception) -> None:
         """It has ended, or nobody will ever know; the first time that somebody says so holds."""
-        with self.queue.lock:
-            if self._end is not None:
-                return
-            self._end = end
-            told, self._told = self._told, None
-        for each in told or ():
-            each()
+        told: list[Callable[[], object]] = []
+        # Ctrl-C may come with a call, and not between other steps: who is taken out of the list is called once.
+        try:
+            with self.queue.lock:
+                if self._end is None:
+                    self._end, told, self._told = end, (self._told or [])[::-1], None
+            while told:
+                each = told[-1]
+                del told[-1]
+                each()
+        finally:
+            while told:
+                each = told[-1]
+                del told[-1]
+                each()
 
     @property
     def has_ended(self) -> bool:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from taskqueue.broker import Producer
@@ -200,26 +200,48 @@ class Ends:
         Where the value of one is that of another task, those who wait for it wait on, for that one; the ids of such.
         """
         told: list[tuple[Waiting, End | Exception]] = []
-        further: dict[str, None] = {}
+        onward: list[tuple[str, Waiting, set[str]]] = []
         with self._lock:
-            for id, end in found.items():
-                waiting = self._followers.pop(id, {})
-                for each in (self._known.pop(id, None), self._wanted.pop(id, None)):
-                    if each is not None:
-                        waiting[each] = {id}
-                next_id = values.promised(end.payload) if isinstance(end, End) and end.payload is not None else ""
-                for each, passed in waiting.items():
-                    if not next_id:
-                        told.append((each, end))
-                    elif error := self.refused(id, next_id, passed):
-                        told.append((each, error))
-                    else:
-                        passed.add(next_id)
-                        self._followers.setdefault(next_id, {})[each] = passed
-                        self._wanted.setdefault(next_id, None)
-                        further[next_id] = None
+            waiting = {id: self._waiting(id) for id in found}
+        for id, end in found.items():
+            next_id = values.promised(end.payload) if isinstance(end, End) and end.payload is not None else ""
+            for each, passed in waiting[id].items():
+                if not next_id:
+                    told.append((each, end))
+                elif error := self.refused(id, next_id, passed):
+                    told.append((each, error))
+                else:
+                    onward.append((next_id, each, {*passed, next_id}))
+        with self._lock:
+            for next_id, each, passed in onward:
+                self._wanted.setdefault(next_id, None)
+                self._followers.setdefault(next_id, {})[each] = passed
         _settle(told[::-1])
-        return list(further)
+        # Only now: Ctrl-C, which may come at any of these steps, leaves nobody whom the thread does not tell.
+        with self._lock:
+            for id, some in waiting.items():
+                self._forget(id, some)
+        return list(dict.fromkeys(next_id for next_id, *_ in onward))
+
+    def _waiting(self, id: str) -> dict[Waiting, set[str]]:
+        """Who waits for it, with the ids on the way."""
+        found = dict(self._followers.get(id, {}))
+        for each in (self._known.get(id), self._wanted.get(id)):
+            if each is not None:
+                found.setdefault(each, {id})
+        return found
+
+    def _forget(self, id: str, waiting: Collection[Waiting]) -> None:
+        """They don't wait for it any more; others, who came meanwhile, may."""
+        following = self._followers.get(id, {})
+        for each in waiting:
+            following.pop(each, None)
+        if not following:
+            self._followers.pop(id, None)
+        if self._known.get(id) in waiting:
+            del self._known[id]
+        if not following and (self._wanted.get(id) is None or self._wanted[id] in waiting):
+            self._wanted.pop(id, None)
 
     def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
         """Why those who waited for `id`, whose value is that of `next_id`, can't wait for that one."""
@@ -229,11 +251,12 @@ class Ends:
 
 
 def _settle(told: list[tuple[Waiting, End | Exception]]) -> None:
-    """Tell all of them, also where Ctrl-C comes in between."""
+    """Tell all of them, the last one first, also where Ctrl-C comes in between."""
     try:
         while told:
-            waiting, end = told.pop()
+            waiting, end = told[-1]
             waiting.settle(end)
+            del told[-1]
     finally:
         if told:
             _settle(told)

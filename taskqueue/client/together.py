@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue as queues
 import threading
 import time
@@ -75,7 +76,7 @@ def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None)
     over: queues.SimpleQueue[Deferred[T]] = queues.SimpleQueue()
     deadline = _deadline(timeout)
     for each in waiting:
-        each.tell(lambda each=each: over.put(each))  # type: ignore[misc]
+        each.tell(functools.partial(over.put, each))
     want(waiting)
     for _ in waiting:
         try:
