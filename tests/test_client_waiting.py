@@ -137,6 +137,8 @@ def others():
         assert queue.submit(num, 1).result() == 1
 
 over = armed = False
+errors = []
+threading.excepthook = lambda raised: errors.append(repr(raised.exc_value))
 signal.signal(signal.SIGALRM, interrupt)
 queue = taskqueue.connect("memory://")
 with taskqueue.running(queue, space, threads=2):
@@ -157,7 +159,7 @@ with taskqueue.running(queue, space, threads=2):
     over = True
     for thread in threads:
         thread.join(30)
-    print([thread.is_alive() for thread in threads], flush=True)
+    print([thread.is_alive() for thread in threads], errors, flush=True)
     os._exit(0)
 """
 
@@ -165,7 +167,7 @@ with taskqueue.running(queue, space, threads=2):
 def test_ctrl_c_again_and_again_keeps_no_other_thread_waiting() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
 
-    assert done.stdout == "[False, False]\n", done.stdout + done.stderr
+    assert done.stdout == "[False, False] []\n", done.stdout + done.stderr
 
 
 class TestValuesOfOthers:

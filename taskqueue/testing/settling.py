@@ -206,7 +206,7 @@ class SettlingContract:
         async def test() -> list[Delivery]:
             return await bench.lent(bench.consumer(), 1)
 
-        bench.send(item(id="later", due=time.time() + 1.0, expiration=0.9))
+        bench.send(item(id="later", due=time.time() + 2.5, expiration=2.4))
         assert [delivery.workitem.id for delivery in bench.run(test)] == ["later"]
 
     def test_what_expires_is_kept_for_the_dispatcher(self, bench: Bench) -> None:
