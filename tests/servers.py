@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import shutil
 import signal
@@ -46,8 +47,16 @@ class MissingService(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Find different TCP ports of the loopback that nobody uses right now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Find different TCP ports of the loopback that nobody uses right now.
+
+    Below those that connections get from the kernel: a server that is started again finds its own free.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    some = random.SystemRandom()  # tests seed the usual one
+    sockets: list[socket.socket] = []
+    while len(sockets) < count:
+        with contextlib.suppress(OSError):
+            sockets.append(socket.create_server(("127.0.0.1", some.randrange(10_000, max(lowest, 20_000)))))
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
