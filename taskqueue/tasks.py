@@ -31,7 +31,18 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
 from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reject, Retry
 
-__all__ = ["Promise", "Task", "TaskContext", "TaskOptions", "TaskSpace", "TaskWorker", "check", "current", "task_of"]
+__all__ = [
+    "Promise",
+    "Task",
+    "TaskContext",
+    "TaskOptions",
+    "TaskSpace",
+    "TaskWorker",
+    "check",
+    "current",
+    "several",
+    "task_of",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME = re.compile(r"[^\s.]+(\.[^\s.]+)*")
@@ -101,14 +112,15 @@ def check(options: Mapping[str, Any]) -> None:
     for name in ("retries", "priority"):
         if not isinstance(options.get(name), int | None):
             raise TypeError(f"{name} {options[name]!r}: expected a whole number")
-    for kind in _several(options.get("retry_on", ())):
+    for kind in several(options.get("retry_on", ())):
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise TypeError(f"retry_on {options['retry_on']!r}: expected a class of exceptions, or a tuple of them")
     if not (isinstance(options.get("id"), str | None) or callable(options["id"])):
         raise TypeError(f"id {options['id']!r}: expected text, or a function that makes it of the arguments")
 
 
-def _several(kinds: Any) -> tuple[Any, ...]:
+def several(kinds: Any) -> tuple[Any, ...]:
+    """The classes of `retry_on`, which may be one, as a tuple."""
     return kinds if isinstance(kinds, tuple) else (kinds,)
 
 

@@ -12,7 +12,7 @@ from taskqueue.client.sending import workitem
 from taskqueue.errors import FormatError
 from taskqueue.formats import values
 from taskqueue.formats.classes import name_of
-from taskqueue.tasks import Task, check, promise_of, task_of
+from taskqueue.tasks import Task, check, promise_of, several, task_of
 from taskqueue.workitem import Workitem
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class Submitter:
         if options.get("ignore_result"):
             headers["ignore_result"] = True
         if "retry_on" in options and ("retry_on" in self._options or "retry_on" not in own):  # else its worker knows
-            kinds = options["retry_on"]
-            headers["retry_on"] = [name_of(kind) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+            headers["retry_on"] = [name_of(kind) for kind in several(options["retry_on"])]
         id = options.get("id")
         found = workitem(
             self._queue.name,
