@@ -54,8 +54,7 @@ def workitem(
     priority: 0 to 255, larger first.
     delay, due: when it may be started first: seconds from now on, or POSIX seconds; or a timedelta, a datetime with a
     time zone.  One of them.
-    expiration: seconds, from when it may be started first, after which it is not worth doing any more; it becomes a
-        dead letter.
+    expiration: seconds from when it may be started first; then it is not worth doing any more: a dead letter.
     headers: what the handler finds in `self.workitem.headers`.
     correlation_id, reply_to: as docs/protocol.md has them.
 
