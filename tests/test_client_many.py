@@ -58,17 +58,21 @@ def store(request: pytest.FixtureRequest) -> Iterator[taskqueue.Queue]:
 
 class TestMany:
     def test_map_is_lazy_ordered_and_keeps_no_more_under_way_than_it_may(self, queue: taskqueue.Queue) -> None:
-        taken: list[int] = []
+        found: list[int] = []
+        under_way: list[int] = []
 
         def numbers() -> Iterator[int]:
             for number in range(50):
-                taken.append(number)
+                under_way.append(number + 1 - len(found))
+                if number == 9:  # no value is there before, so as many are under way as may be
+                    shop_tasks.gate.set()
                 yield number
 
-        values = queue.map(num, numbers(), chunksize=5, ahead=10)
-        assert taken == []
-        assert next(values) == 0 and len(taken) == 10
-        assert list(values) == list(range(1, 50))
+        values = queue.map(wait, numbers(), chunksize=5, ahead=10)
+        assert under_way == []
+        for value in values:
+            found.append(value)
+        assert found == list(range(50)) and max(under_way) == 10
         assert list(queue.map(plus, [1, 2], [10, 20])) == [11, 22]
         assert list(queue.map(num, [])) == []
 
