@@ -91,10 +91,12 @@ class Done(NamedTuple):
 
     result: None where it wants no result to be sent.
     sends: what it published itself, stored together with its result.
+    promises: the ids of those whose values belong into its result; a store keeps their results as long as that one.
     """
 
     result: Payload | None = NULL
     sends: tuple[Send, ...] = ()
+    promises: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ __all__ = [
     "is_recorded",
     "kept_result",
     "lost",
+    "promises_of",
     "readers_of",
     "result_of",
     "results_queue",
@@ -154,6 +155,13 @@ def kept_result(workitem: Workitem, outcome: Outcome, rules: Rules) -> Payload |
     if not isinstance(outcome, Done) or rules.history != "full" or ignores_result(workitem):
         return None
     return outcome.result
+
+
+def promises_of(workitem: Workitem, outcome: Outcome, rules: Rules) -> tuple[str, ...]:
+    """The ids of those whose results are kept as long as that of what ends with `outcome`, each once."""
+    if not isinstance(outcome, Done) or not outcome.promises or kept_result(workitem, outcome, rules) is None:
+        return ()
+    return tuple(dict.fromkeys(outcome.promises))
 
 
 def born(workitem: Workitem, *, sender: str, now: float, blocked: bool = False) -> Record:

@@ -29,7 +29,7 @@ from taskqueue.formats import values
 from taskqueue.formats.classes import hints_of, name_of
 from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
-from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reject, Retry
+from taskqueue.worker import BaseWorker, Blocked, CurrentWorkitem, Failure, Reject, Result, Retry
 
 __all__ = [
     "Promise",
@@ -318,7 +318,7 @@ class TaskWorker(BaseWorker):
     def __init__(self, space: TaskSpace) -> None:
         self._space = space
 
-    def handle_task(self, body: Any) -> Payload:
+    def handle_task(self, body: Any) -> Payload | Result:
         task = self._task()
         try:
             value = self._call(task)
@@ -393,7 +393,7 @@ class TaskWorker(BaseWorker):
 class AsyncTaskWorker(TaskWorker):
     """Calls coroutines, in one event loop for all of them."""
 
-    async def handle_task(self, body: Any) -> Payload:  # type: ignore[override]
+    async def handle_task(self, body: Any) -> Payload | Result:  # type: ignore[override]
         task = self._task()
         try:
             return _result(task, await self._call(task))
@@ -401,8 +401,9 @@ class AsyncTaskWorker(TaskWorker):
             raise self._told(task, error) from error
 
 
-def _result(task: Task, value: object) -> Payload:
-    return values.encode(value, what="the result", deferred=promise_of, classes=task.result_classes).payload
+def _result(task: Task, value: object) -> Payload | Result:
+    encoded = values.encode(value, what="the result", deferred=promise_of, classes=task.result_classes)
+    return Result(*encoded) if encoded.after else encoded.payload
 
 
 def promise_of(value: object) -> tuple[str, Any] | None:

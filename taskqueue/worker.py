@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from taskqueue.depending import Input
 from taskqueue.errors import TaskCancelled, Unsupported
+from taskqueue.outcome import Payload
 
-__all__ = ["BaseWorker", "Blocked", "CurrentWorkitem", "Failure", "Reject", "Retry"]
+__all__ = ["BaseWorker", "Blocked", "CurrentWorkitem", "Failure", "Reject", "Result", "Retry"]
 
 
 class Retry(Exception):
@@ -49,6 +50,16 @@ class Failure(Exception):
         self.error = error
         self.retries = retries
         super().__init__(error, retries)
+
+
+class Result(NamedTuple):
+    """Returned by a handler in whose result there are to be values of other tasks.
+
+    promises: the ids of those, whose results are kept as long as this one.
+    """
+
+    payload: Payload
+    promises: tuple[str, ...]
 
 
 class CurrentWorkitem(NamedTuple):

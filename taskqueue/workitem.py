@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["DEAD_LETTERS", "DROPPED", "FORMAT_VERSION", "INCOMING", "Workitem", "is_type", "made_at", "worker_queue"]
+__all__ = [
+    "DEAD_LETTERS",
+    "DROPPED",
+    "FORMAT_VERSION",
+    "INCOMING",
+    "MAX_ID",
+    "Workitem",
+    "is_type",
+    "made_at",
+    "worker_queue",
+]
 
 INCOMING = "taskqueue"
 """The queue that producers publish to and the dispatcher reads."""
@@ -19,6 +29,8 @@ DROPPED = "taskqueue.dropped"
 """Where a broker puts what it gives up by itself; the dispatcher makes dead letters of it."""
 FORMAT_VERSION = 1
 """The version of the wire format that this release writes and the newest that it reads."""
+MAX_ID = 255
+"""Bytes of an id at most: AMQP has one for the length."""
 
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

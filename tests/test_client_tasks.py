@@ -309,6 +309,20 @@ class TestDepending:
         found = store.submit(promises, ids).result(PATIENCE)
         assert [(each.name, each.result(PATIENCE)) for each in found] == [("shop.num", n) for n in range(5)]
 
+    def test_the_values_in_a_value_are_kept_as_long_as_something_waits_for_that(self, store: taskqueue.Queue) -> None:
+        brief = store.options(result_timeout=0)
+        first, second = store.submit(until_cancelled), store.submit(until_cancelled)
+        inner = brief.submit(name_of, first)
+        outer = brief.submit(promises, [store.submit(wait, inner.id)])  # type: ignore[list-item]
+        waiting = store.submit(same, [outer, store.submit(name_of, second)])
+
+        shop_tasks.gate.set()
+        until(lambda: outer.status == State.SUCCEEDED)
+        first.cancel()
+        until(lambda: inner.status == State.SUCCEEDED)
+        second.cancel()
+        assert [str(each)[:11] for each in waiting.result(PATIENCE)] == ["['TaskFailu", "TaskFailure"]
+
     def test_it_fails_with_the_root_cause_or_is_told(self, store: taskqueue.Queue) -> None:
         failing = store.submit(fail)
         after = store.submit(num, store.submit(num, failing).argument)  # type: ignore[call-overload]

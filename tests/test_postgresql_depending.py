@@ -245,29 +245,94 @@ def test_a_round_of_chores_tells_those_who_wait_for_what_has_ended(
     assert store.record("b").state == State.WAITING
 
 
-def test_a_day_stays_as_long_as_something_depends_on_a_result_of_it(database: Database, store: Store) -> None:
+def past(database: Database, days: int, *ids: str, type: str = "t") -> None:
+    """These ended so many days ago."""
+    database.rows(
+        "INSERT INTO taskqueue.history SELECT n, d, d, 1, 0, 0, 'succeeded', id, %s, %s, NULL, '', '', '', "
+        "'application/json', '', '', NULL, 'x' FROM (SELECT now() - %s * interval '1 day') AS t (d), "
+        "unnest(%s::text[]) WITH ORDINALITY AS i (id, n)",
+        *(type, QUEUE, days, list(ids)),
+    )
+
+
+def promised(database: Database, by: str, id: str) -> None:
+    database.rows(
+        "INSERT INTO taskqueue.promises SELECT ended, seq, id, %s FROM taskqueue.history WHERE id = %s", id, by
+    )
+
+
+@pytest.fixture
+def partitions(database: Database) -> None:
+    """Those of the last days, and nothing is in the statistics."""
     with contextlib.closing(database.server.admin(database.name)) as owner:
         owner.execute("SELECT taskqueue.make_partitions((now() AT TIME ZONE 'UTC')::date - 20, 19)")
         owner.execute("UPDATE taskqueue.rolled SET until = until - interval '20 days'")
-    database.rows(
-        "INSERT INTO taskqueue.history SELECT n, d, d, 1, 0, 0, 'succeeded', id, 't', %s, NULL, '', '', '', "
-        "'application/json', '', '', NULL, 'x' FROM (SELECT now() - interval '5 days') AS t (d), "
-        "unnest(ARRAY['a', 'b']) WITH ORDINALITY AS i (id, n)",
-        QUEUE,
-    )
+
+
+def ids(database: Database, table: str = "history") -> list[str]:
+    return [id for (id,) in database.rows(f"SELECT id FROM taskqueue.{table} ORDER BY id")]
+
+
+@pytest.mark.usefixtures("partitions")
+def test_a_day_stays_as_long_as_something_depends_on_a_result_of_it(database: Database, store: Store) -> None:
+    past(database, 5, "a", "b")
     send(database, item("c", "a"))
     keeping = Keeping(default=Keep(DAY))
 
     for _ in range(2):
         store.maintain(keeping)
-    assert database.rows("SELECT id FROM taskqueue.history") == [("a",)]
+    assert ids(database) == ["a"]
     assert [one.payload for one in run(database.url, lambda b: drain(b.consumer(QUEUE, reserve=1), 1))[0].inputs] == [
         Payload(b"x")
     ]
     days = [store.maintain(keeping).days for _ in range(2)]
 
     assert sum(days) == 1
-    assert database.rows("SELECT id FROM taskqueue.history") == [("c",)]
+    assert ids(database) == ["c"]
+
+
+@pytest.mark.usefixtures("partitions")
+def test_a_day_stays_as_long_as_a_result_of_another_one_promises_one_of_it(database: Database, store: Store) -> None:
+    past(database, 9, "v", "w")
+    past(database, 7, "a", "b")
+    past(database, 3, "outer")
+    promised(database, "v", "w")  # which goes with it
+    promised(database, "outer", "a")
+
+    for _ in range(2):
+        store.maintain(Keeping(default=Keep(5 * DAY)))
+    assert (ids(database), ids(database, "promises")) == (["a", "outer"], ["outer"])
+    for _ in range(2):
+        store.maintain(Keeping(default=Keep(DAY)))
+
+    assert (ids(database), ids(database, "promises")) == ([], [])
+
+
+@pytest.mark.usefixtures("partitions")
+def test_a_record_stays_as_long_as_one_of_another_type_whose_result_promises_it(
+    database: Database, store: Store
+) -> None:
+    past(database, 5, "a", "b")
+    past(database, 5, "outer", type="long")
+    promised(database, "outer", "a")
+
+    for _ in range(2):
+        store.maintain(Keeping(default=Keep(DAY), types={"long": Keep(10 * DAY)}))
+    assert ids(database) == ["a", "outer"]
+    for _ in range(2):
+        store.maintain(Keeping(default=Keep(DAY), types={"long": Keep(DAY)}))
+
+    assert (ids(database), ids(database, "promises")) == ([], [])
+
+
+def test_nothing_is_left_of_promises_when_results_are_over(database: Database, store: Store) -> None:
+    send(database, item("a"), item("outer", result_timeout=0.0))
+    finish(database, "a", "outer", outcome=Done(Payload(b"1"), promises=("a", "b")))
+    assert ids(database, "promises") == ["a", "outer", "outer"]
+
+    store.maintain(Keeping())
+
+    assert ids(database, "promises") == ["a"]
 
 
 def test_who_drops_results_does_not_come_between_those_who_have_just_seen_them(

@@ -220,6 +220,36 @@ def test_a_record_is_kept_as_long_as_something_depends_on_it_that_has_not_ended(
     assert store.ended(["a", "b", "c"]) == {"a": None, "b": None, "c": None}
 
 
+def test_a_record_is_kept_as_long_as_one_whose_result_promises_it(
+    file: Path, url: str, store: Store, clock: Moving
+) -> None:
+    send(url, item("a"), item("other"), item("outer", type="u"))
+    end(url, {"outer": Done(Payload(b"2"), promises=("a",))}, type="u", clock=clock)
+    end(url, {"a": ONE, "other": ONE}, clock=clock)
+
+    kept = Keeping(default=Keep(DAY), types={"u": Keep(30 * DAY)})
+    clock.now += 3 * DAY
+    first = store.maintain(kept).records
+    held = store.ended(["a", "other"])
+    clock.now += 30 * DAY
+    then = [store.maintain(kept).records for _ in range(2)]
+
+    assert (first, held["other"], held["a"] is not None and held["a"].result) == (1, None, Payload(b"1"))
+    assert then == [1, 1]
+    assert asked(file, "SELECT * FROM promises") == []
+
+
+def test_nothing_is_left_of_promises_when_results_are_over(file: Path, url: str, store: Store, clock: Moving) -> None:
+    send(url, item("a"), item("outer", headers={"result_timeout": 5.0}))
+    end(url, {"outer": Done(Payload(b"2"), promises=("a", "b")), "a": ONE}, clock=clock)
+    assert len(asked(file, "SELECT * FROM promises")) == 2
+
+    clock.now += 10
+    store.maintain(Keeping())
+
+    assert asked(file, "SELECT * FROM promises") == []
+
+
 def test_nothing_is_left_of_dependencies_when_all_has_ended(file: Path, url: str, store: Store, clock: Moving) -> None:
     send(url, item("a"), item("b"), *(item(f"c{n}", "a", "b", type="u") for n in range(8)))
     send(url, item("d", "c0", type="v"), item("e", "c7"), item("g", "a", expiration=0.0))

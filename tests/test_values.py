@@ -163,6 +163,13 @@ def test_deferreds_are_found_wherever_they_are_and_named_once_in_their_order() -
     assert back == ([[20, (10, {"a": 20})], Price({10})], {"more": {20: Point({"$x": 1})}})
 
 
+@pytest.mark.parametrize("id", ["x" * 256, "\ud800"])
+def test_a_deferred_of_what_can_be_no_task_can_not_be_sent(id: str) -> None:
+    with pytest.raises(FormatError, match=r"^the result\[0\] can't be sent: no task has the id '"):
+        encode([Deferred(id)], what="the result", deferred=deferred)
+    assert encode([Deferred("é" * 127)], what="the result", deferred=deferred).after == ("é" * 127,)
+
+
 def test_a_deferred_that_nobody_expects_is_no_value() -> None:
     payload, _ = encode(Deferred("1"), what="the result", deferred=deferred)
 

@@ -24,6 +24,7 @@ class TestAfterAnswer:
         used_up = Workitem(body=b"x", type="t", failures=1)
         assert self.answer("done", "text/plain", []) == Done(Payload(b"r", "text/plain"))
         assert self.answer("done", None, []) == Done(None)
+        assert self.answer("done", "a/b", [], ["x", "y"]) == Done(Payload(b"r", "a/b"), (), ("x", "y"))
         assert self.answer("failed", "e", "tb", "application/json", None) == Retry(10.0, "e")
         assert self.answer("failed", "e", "tb", "a/b", None, item=used_up) == Failed("e", "tb", Payload(b"r", "a/b"))
         assert self.answer("failed", "e", "tb", "a/b", 0) == Failed("e", "tb", Payload(b"r", "a/b"))
@@ -48,6 +49,10 @@ class TestAfterAnswer:
             ["done", 1, []],
             ["done", "x" * 256, []],
             ["done", "\ud800", []],
+            ["done", "a/b", [], []],
+            ["done", "a/b", [], [1]],
+            ["done", "a/b", [], ["x", "y" * 256]],
+            ["done", None, [], ["x"]],
             ["done", None, [["q"]]],
             ["done", None, [[1, {}, ""]]],
             ["done", None, [["q", {"priority": 256}, ""]]],

@@ -9,11 +9,9 @@ from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
 from taskqueue import formats
-from taskqueue.workitem import Workitem, is_type
+from taskqueue.workitem import MAX_ID, Workitem, is_type
 
 __all__ = ["Options", "Sender", "workitem"]
-
-MAX_ID = 255  # bytes: AMQP has one for the length
 
 
 class Options(TypedDict, total=False):

@@ -20,6 +20,7 @@ from taskqueue.formats.chartext import line, shown
 from taskqueue.formats.classes import ForeignError, builtin_of, class_named, fields_of, is_named_tuple, name_of
 from taskqueue.formats.jsontext import MAX_DEPTH
 from taskqueue.formats.plain import SCALARS, is_object, is_text
+from taskqueue.workitem import MAX_ID
 
 __all__ = ["Writer"]
 
@@ -112,6 +113,13 @@ def _leaf(name: str, form: object, depth: int) -> dict[str, object]:
     if depth + _LEAF > MAX_DEPTH:
         raise _Refused(_DEEP)
     return {name: form}
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return len(text.encode()) <= MAX_ID
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def _bytes(raw: bytes | bytearray) -> str:
@@ -208,6 +216,8 @@ def _other(writer: Writer, value: object, depth: int) -> object:
         id, name = promised
         if not id:
             return _WRITERS.get(type(name), _other)(writer, name, depth)
+        if not _is_id(id):
+            raise _Refused(f"no task has the id {shown(id)}")
         writer.after[id] = None
         return _leaf("$deferred", [id, name] if name else id, depth)
     kind = type(value)

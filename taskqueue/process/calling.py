@@ -11,7 +11,7 @@ from taskqueue import formats
 from taskqueue.errors import FormatError, Unsupported
 from taskqueue.formats import Formats
 from taskqueue.outcome import MAX_ERROR, MAX_TRACEBACK, Payload
-from taskqueue.worker import Blocked, Failure, Reject, Retry
+from taskqueue.worker import Blocked, Failure, Reject, Result, Retry
 from taskqueue.workitem import Workitem, worker_queue
 
 __all__ = ["LONGEST_DELAY", "Answer", "Handle", "call", "caller", "check_size", "done", "is_older", "raised"]
@@ -26,6 +26,7 @@ class Answer(NamedTuple):
 
     meta: one of
         "done", content type or None for no result, [[queue, content type, body as text of latin-1], ...]
+        the same, and [id, ...] of those whose values belong into the result
         "failed", error, traceback, content type, how many retries it has in all or None for those of its group
         "retry", seconds, reason
         "blocked", [id, ...]
@@ -104,9 +105,11 @@ def done(value: Any, max_result: int, sends: tuple[Any, ...] = (), *, none_is_a_
     """The answer for what a handler returned, and published."""
     if value is None and not none_is_a_result:
         return Answer(("done", None, sends))
-    result: Payload = formats.payload(value)
+    promises = value.promises if isinstance(value, Result) else ()
+    result: Payload = value.payload if isinstance(value, Result) else formats.payload(value)
     check_size("the result", result.body, max_result)
-    return Answer(("done", result.content_type, sends), result.body)
+    meta = ("done", result.content_type, sends)
+    return Answer((*meta, promises) if promises else meta, result.body)
 
 
 def check_size(what: str, body: bytes, limit: int) -> None:

@@ -172,7 +172,7 @@ def _ending(number: int, seconds: float, cpu: float | None, memory: int, answer:
     """The frame that says what became of it.  Times in nanoseconds: as text, a float takes longer."""
     meta, payload = answer
     ran, spent = int(seconds * 1e9), None if cpu is None else int(cpu * 1e9)
-    if spent is None or meta[0] != "done" or meta[2]:
+    if spent is None or meta[0] != "done" or meta[2] or meta[3:]:
         return pack(Kind.ENDED, [number, ran, spent, memory, *meta], payload)
     # Nearly always it is this one: in a third of the time.
     return framed(Kind.ENDED, f'[{number},{ran},{spent},{memory},"done",{_quoted(meta[1])},[]]', payload)

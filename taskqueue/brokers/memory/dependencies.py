@@ -66,7 +66,9 @@ class Dependencies:
             for id in workitem.after
         }
         open = {id for id, record in found.items() if record is not None and record.state not in ENDED}
+        self.forget(workitem.id)
         self._ends[workitem.id] = {id: record for id, record in found.items() if id not in open}
+        self._records.need(self._ends[workitem.id])
         failing = next(filter(None, (_cause(id, record) for id, record in found.items() if id not in open)), "")
         waiter = Waiter(queue, item, open)
         if failing and not passes(workitem):
@@ -111,6 +113,7 @@ class Dependencies:
             workitem = waiter.item[3]
             waiter.open.discard(record.id)
             self._ends[workitem.id][record.id] = record
+            self._records.need([record.id])
             if why and not passes(workitem):
                 self._fail(waiter, why)
             elif not waiter.open:
@@ -123,6 +126,7 @@ class Dependencies:
         for send in unmet(waiter.item[3], why).sends:
             self._send(send)
         self._records.unmet(waiter.item[3], why)
+        self.forget(waiter.item[3].id)  # it leaves no dead letter
 
     def inputs(self, workitem: Workitem) -> tuple[Input, ...]:
         """How those have ended that it depends on."""
@@ -153,7 +157,7 @@ class Dependencies:
 
     def forget(self, id: str) -> None:
         """It will not be lent any more."""
-        self._ends.pop(id, None)
+        self._records.unneed(self._ends.pop(id, ()))
 
 
 def _latest(before: Record | None, now: Record | None) -> Record | None:

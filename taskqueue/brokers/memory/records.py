@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from taskqueue.depending import result_ends
 from taskqueue.errors import UnknownTask
 from taskqueue.lifecycle import ENDED, State, at_first
 from taskqueue.outcome import Dead, Rules
-from taskqueue.record import Record, born, is_recorded, lost, settled, started, unmet
+from taskqueue.record import Record, born, is_recorded, lost, promises_of, settled, started, unmet
 from taskqueue.statistics import Finish, Tally, hour_of, tallied, times
 from taskqueue.store import sender
 from taskqueue.upkeep import HOUR, Keeping, Round, dispensable
@@ -42,6 +42,8 @@ class Records:
         self._records: dict[str, Record] = {}  # the latest that was sent comes last
         self._ended: deque[str] = deque()
         self._until: dict[str, float] = {}  # when results end, POSIX seconds
+        self._promises: dict[str, tuple[str, ...]] = {}  # by the ids of those whose results are kept
+        self._needed: Counter[str] = Counter()
         self.ends = 0
         self.unwanted: set[str] = set()
         self.on_end: Callable[[Record], None]
@@ -52,6 +54,8 @@ class Records:
         if is_recorded(queue):
             self._records.pop(workitem.id, None)
             self._until.pop(workitem.id, None)
+            if workitem.id not in self._needed:  # else somebody waits who needs what its earlier life has promised
+                self._unpromise(workitem.id)
             self.unwanted.discard(workitem.id)
             self._records[workitem.id] = born(workitem, sender=self._sender, now=self._clock.wall())
 
@@ -87,6 +91,8 @@ class Records:
                     now=self._clock.wall(), run=ended.run, log=ended.log,
                 ),
             )  # fmt: skip
+            if promises := promises_of(delivery.workitem, ended.outcome, ended.rules):
+                self._promise(delivery.workitem.id, promises)
 
     def expired(self, workitem: Workitem) -> None:
         """Its time was over before anybody had it."""
@@ -114,15 +120,49 @@ class Records:
         self.unwanted.discard(record.id)
         self.has_ended.notify_all()
         self._ended.append(record.id)
-        if len(self._ended) > MOST_ENDED:
+        for _ in range(min(2, len(self._ended) - MOST_ENDED)):
             oldest = self._records.get(self._ended.popleft())
             if oldest is not None and oldest.state in ENDED:
-                self._drop(oldest.id)
+                if oldest.id in self._needed:
+                    self._ended.append(oldest.id)
+                else:
+                    self._drop(oldest.id)
         self.on_end(record)
+
+    def need(self, ids: Iterable[str]) -> None:
+        """Something needs the results of these: they are kept until `unneed` is called as often."""
+        for id in ids:
+            self._needed[id] += 1
+
+    def unneed(self, ids: Iterable[str]) -> None:
+        """Something needs them no more."""
+        for id in ids:
+            self._needed[id] -= 1
+            if not self._needed[id]:
+                del self._needed[id]
+
+    def _promise(self, id: str, ids: Sequence[str]) -> None:
+        """Its result needs those of `ids`; but those that need its own would keep each other for ever."""
+        ids = [each for each in ids if not self._leads(each, id)]
+        self._promises[id] = (*self._promises.get(id, ()), *ids)
+        self.need(ids)
+
+    def _unpromise(self, id: str) -> None:
+        self.unneed(self._promises.pop(id, ()))
+
+    def _leads(self, begin: str, end: str) -> bool:
+        """Whether what `begin` promises is `end`, at any number of levels."""
+        seen, todo = {begin}, [begin]
+        while todo:
+            more = set(self._promises.get(todo.pop(), ())) - seen
+            seen |= more
+            todo += more
+        return end in seen
 
     def _drop(self, id: str) -> None:
         del self._records[id]
         self._until.pop(id, None)
+        self._unpromise(id)
         self.on_drop(id)
 
     def all_ended(self) -> list[Record]:
@@ -136,19 +176,26 @@ class Records:
         count = Counter((hour, type) for hour, type, _ in ended)
         past = [(hour, type, n) for (hour, type), n in count.items() if hour + HOUR <= now]
         over = dispensable(past, keeping, now)
-        gone = [id for hour, type, id in ended if (hour, type) in over]
+        gone = [id for hour, type, id in ended if (hour, type) in over and id not in self._needed]
         for id in gone:
             self._drop(id)
         return len(gone)
 
     def drop_results(self) -> int:
-        """Forget those whose time is over; how many there were."""
+        """Forget those whose time is over, and that nothing needs; how many there were."""
         now = self._clock.wall()
-        over = [id for id, until in self._until.items() if until <= now and self._records[id].state in ENDED]
-        for id in over:
-            del self._until[id]
-            self._records[id] = replace(self._records[id], result=None)
-        return len(over)
+        count = 0
+        while over := [
+            id
+            for id, until in self._until.items()
+            if until <= now and id not in self._needed and self._records[id].state in ENDED
+        ]:
+            for id in over:  # nothing may need those any more, then, that these have promised
+                del self._until[id]
+                self._unpromise(id)
+                self._records[id] = replace(self._records[id], result=None)
+            count += len(over)
+        return count
 
     def get(self, id: str) -> Record:
         """As it is now.  Raises UnknownTask."""
@@ -163,7 +210,7 @@ class Records:
         if record is None:
             return None
         now = self._clock.wall()
-        if record.result is not None and self._until.get(id, now + 1) <= now:
+        if record.result is not None and self._until.get(id, now + 1) <= now and id not in self._needed:
             return replace(record, result=None)
         is_due = record.due is not None and record.due <= now
         return replace(record, state=State.WAITING) if record.state == State.SCHEDULED and is_due else record

@@ -135,7 +135,7 @@ ALTER TABLE @schema@.unwanted REPLICA IDENTITY FULL;
 
 -- Work that is over: one partition for each day (UTC) on which something ended.
 -- results: the queue whose readers have still to get the result; it is moved there when somebody reads that queue.
--- kept_until: from when on the result need not be kept any longer; NULL: it stays as long as the record.
+-- kept_until: from when on the result is kept only for what needs it; NULL: it stays as long as the record.
 CREATE TABLE @schema@.history (
     seq bigint NOT NULL,
     sent timestamptz NOT NULL,
@@ -165,6 +165,16 @@ CREATE INDEX history_kept_until ON @schema@.history (kept_until, seq) WHERE kept
 -- Next to nothing to write, and enough to find the latest by (see `records`).
 CREATE INDEX history_ended ON @schema@.history USING brin (ended) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE @schema@.history_default PARTITION OF @schema@.history DEFAULT;
+
+-- What the results of lives that have ended need: the results of these ids are kept as long.  ended, seq, id: of that life.
+CREATE TABLE @schema@.promises (
+    ended timestamptz NOT NULL,
+    seq bigint NOT NULL,
+    id text NOT NULL,
+    needed text NOT NULL,
+    PRIMARY KEY (ended, seq, needed)
+);
+CREATE INDEX promises_needed ON @schema@.promises (needed);
 
 -- From when on a queue has results that wait in the history; older ones were too many.
 CREATE TABLE @schema@.unread (
@@ -236,8 +246,12 @@ CREATE VIEW @schema@.live AS
 CREATE VIEW @schema@.past AS
     SELECT
         id, type, state, reference, priority, sent, NULL::timestamptz AS due, ended, sender, attempt, crashes, error, seq,
-        story, running, result_type, CASE WHEN kept_until <= now() THEN NULL ELSE result END AS result
-    FROM @schema@.history;
+        story, running, result_type, CASE
+            WHEN kept_until <= now() AND NOT EXISTS (SELECT FROM @schema@.dependencies d WHERE d.needed = h.id)
+                AND NOT EXISTS (SELECT FROM @schema@.promises p WHERE p.needed = h.id) THEN NULL
+            ELSE result
+        END AS result
+    FROM @schema@.history h;
 
 -- All work, for everybody who may see it.  The columns up to `error` stay as they are; the others are for programs of
 -- this project.

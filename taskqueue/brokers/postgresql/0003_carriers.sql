@@ -132,6 +132,9 @@ BEGIN
     IF sends IS NOT NULL THEN
         PERFORM store(sends, bodies, lanes, sender);
     END IF;
+    IF ends IS NOT NULL AND strpos(ends::text, '"promises":') > 0 THEN
+        PERFORM promise(ends, counted);
+    END IF;
     woken := CASE WHEN patient THEN tell_later(finished) ELSE tell(finished) END;
     IF me IS NULL AND sends IS NOT NULL THEN
         woken := woken || bind_again(sends);

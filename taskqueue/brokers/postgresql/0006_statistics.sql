@@ -154,6 +154,10 @@ BEGIN
         END IF;
         CONTINUE WHEN EXISTS (  -- somebody still needs a result of that day
             SELECT FROM dependencies d WHERE d.ended >= day AND d.ended < day + interval '1 day'
+        ) OR EXISTS (
+            SELECT FROM promises p JOIN history h ON h.id = p.needed
+            WHERE h.ended >= day AND h.ended < day + interval '1 day'
+                AND (p.ended < day OR p.ended >= day + interval '1 day')
         );
         BEGIN
             EXECUTE format('DROP TABLE %I.%I', '@name@', partition);
@@ -161,6 +165,7 @@ BEGIN
             RAISE LOG 'taskqueue: % is not dropped yet: somebody reads it', partition;
             RETURN -1;
         END;
+        DELETE FROM promises p WHERE p.ended >= day AND p.ended < day + interval '1 day';
         WITH gone AS (
             UPDATE statistics s SET gone = true
             WHERE s.hour >= day AND s.hour < day + interval '1 day' AND NOT s.gone
@@ -193,10 +198,15 @@ BEGIN
     IF NOT alone() OR NOT nobody_binds() THEN
         RETURN NULL;
     END IF;
-    DELETE FROM history h
+    WITH gone AS (
+        DELETE FROM history h
         WHERE h.type = kind AND h.ended >= to_timestamp(since) AND h.ended < to_timestamp(until)
-            AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id);  -- else it goes with its whole day
-    GET DIAGNOSTICS dropped = ROW_COUNT;
+            AND NOT is_needed(h.id)  -- else it goes with its whole day
+        RETURNING h.ended, h.seq
+    ), broken AS (
+        DELETE FROM promises p USING gone g WHERE p.ended = g.ended AND p.seq = g.seq
+    )
+    SELECT count(*) INTO dropped FROM gone;
     IF last THEN
         UPDATE statistics s SET gone = true WHERE s.hour = date_trunc('hour', to_timestamp(since)) AND s.type = kind;
     END IF;
@@ -204,7 +214,8 @@ BEGIN
 END
 $$;
 
--- Drops up to `most` results whose time is over, unless somebody still needs them; the records stay.
+-- Drops up to `most` results whose time is over, unless something still needs them; the records stay.  Those that these
+-- have promised may be dropped the next time.
 CREATE FUNCTION @schema@.drop_results(most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -214,12 +225,16 @@ BEGIN
     IF alone() AND nobody_binds() THEN
         WITH first AS MATERIALIZED (
             SELECT h.kept_until, h.seq, h.ended FROM history h
-            WHERE h.kept_until <= now() AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id)
+            WHERE h.kept_until <= now() AND NOT is_needed(h.id)
             ORDER BY h.kept_until, h.seq LIMIT most FOR UPDATE SKIP LOCKED
+        ), gone AS (
+            UPDATE history h SET result = NULL, result_type = '', results = NULL, kept_until = NULL
+            FROM first f WHERE h.kept_until = f.kept_until AND h.seq = f.seq AND h.ended = f.ended
+            RETURNING h.ended, h.seq
+        ), broken AS (
+            DELETE FROM promises p USING gone g WHERE p.ended = g.ended AND p.seq = g.seq
         )
-        UPDATE history h SET result = NULL, result_type = '', results = NULL, kept_until = NULL
-            FROM first f WHERE h.kept_until = f.kept_until AND h.seq = f.seq AND h.ended = f.ended;
-        GET DIAGNOSTICS dropped = ROW_COUNT;
+        SELECT count(*) INTO dropped FROM gone;
     END IF;
     RETURN dropped;
 END

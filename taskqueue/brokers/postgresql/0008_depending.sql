@@ -45,7 +45,8 @@ BEGIN
             SELECT DISTINCT ON (p.id)
                 p.id, p.type, p.state, p.ended,
                 CASE WHEN p.state IN ('failed', 'dead') THEN p.error ELSE '' END AS error,
-                p.state = 'succeeded' AND p.result IS NOT NULL AND (p.kept_until IS NULL OR p.kept_until > now()) AS kept,
+                p.state = 'succeeded' AND p.result IS NOT NULL
+                    AND (p.kept_until IS NULL OR p.kept_until > now() OR is_needed(p.id)) AS kept,
                 p.state = 'failed' AND p.story LIKE '%,"dependency",null,%' AS rooted
             FROM history p WHERE p.id = ANY (others) ORDER BY p.id, p.ended DESC
         ) h ON h.id = o.id;
@@ -54,6 +55,37 @@ BEGIN
             USING ERRCODE = 'TQ004', DETAIL = unknown;
     END IF;
     RETURN found;
+END
+$$;
+
+-- Whether something needs the result of a workitem that has ended: it, and the record, stay.
+CREATE FUNCTION @schema@.is_needed(id text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM @schema@.dependencies d WHERE d.needed = is_needed.id)
+        OR EXISTS (SELECT FROM @schema@.promises p WHERE p.needed = is_needed.id)
+$$;
+
+-- Notes what the results need of those that have ended just now, and count: see `settle`.  Those that need each other would
+-- keep each other for ever, so of these one does not.
+CREATE FUNCTION @schema@.promise(ends json, counted bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    one record;
+BEGIN
+    FOR one IN
+        SELECT e.* FROM json_to_recordset(ends) AS e (seq bigint, id text, promises text[])
+        WHERE e.promises IS NOT NULL AND e.seq = ANY (counted)
+    LOOP
+        INSERT INTO promises (ended, seq, id, needed)
+            WITH RECURSIVE above (id) AS (
+                SELECT one.id
+                UNION
+                SELECT p.id FROM above l JOIN promises p ON p.needed = l.id
+            )
+            SELECT DISTINCT statement_timestamp(), one.seq, one.id, n.id FROM unnest(one.promises) AS n (id)
+            WHERE n.id NOT IN (SELECT l.id FROM above l);
+    END LOOP;
 END
 $$;
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from taskqueue.broker import Ended, Input
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Crashed, Payload
-from taskqueue.record import Attempt, Record, attempt_of, is_recorded, kept_result
+from taskqueue.record import Attempt, Record, attempt_of, is_recorded, kept_result, promises_of
 from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem
 
@@ -22,6 +22,7 @@ class Past(NamedTuple):
     story: with this attempt.
     state: in which it has ended for good; None where it goes on.
     whole: whether its story is to be kept.  off: nothing of it is.  crashes: how many there were; 0: as many as before.
+    promises: whose results are kept as long as its own.
     """
 
     story: str
@@ -31,6 +32,7 @@ class Past(NamedTuple):
     error: str = ""
     crashes: int = 0
     result: Payload | None = None
+    promises: tuple[str, ...] = ()
 
 
 def past(ended: Ended, workitem: Workitem, story: str, now: float) -> Past | None:
@@ -51,6 +53,7 @@ def past(ended: Ended, workitem: Workitem, story: str, now: float) -> Past | Non
         error=_error(attempt, state),
         crashes=workitem.crashes + 1 if isinstance(outcome, Crashed) else 0,
         result=kept_result(workitem, outcome, rules),
+        promises=promises_of(workitem, outcome, rules),
     )
 
 

@@ -91,6 +91,7 @@ class Parcel:
             or workitem.headers
             or workitem.reply_to
             or outcome.sends
+            or outcome.promises
             or log
             or rules.history != "full"
         ):
@@ -143,7 +144,9 @@ class Parcel:
     def _succeeded(self, row: Row, before: Past, ended: Ended, results: str) -> bool:
         """Put what nearly always happens into columns, where these can tell all of it."""
         result = before.result
-        if before.state != State.SUCCEEDED or result is None or row.number is not None or not self._in_columns:
+        if before.state != State.SUCCEEDED or result is None or before.promises:
+            return False
+        if row.number is not None or not self._in_columns:
             return False
         worker, content_type = clean(ended.rules.worker), clean(result.content_type)
         if BETWEEN in worker or BETWEEN in content_type or BETWEEN in results:
@@ -177,6 +180,8 @@ class Parcel:
             timeout = result_ends(ended.delivery.workitem, 0.0)
             if timeout is not None:
                 kept["timeout"] = min(timeout, MAX_SECONDS)
+            if before.promises:
+                kept |= {"id": stored_id(ended.delivery.workitem.id), "promises": list(map(stored_id, before.promises))}
         if results:
             kept["results"] = results
             self.told.add(results)

@@ -15,6 +15,7 @@ from taskqueue.brokers.sqlite.schema import (
     FIELDS,
     LIFE,
     SCHEDULED,
+    UNTIL,
     WAITING,
     Life,
     from_row,
@@ -44,6 +45,7 @@ __all__ = [
     "is_wrong",
     "link",
     "mend",
+    "promise",
 ]
 
 _NUMBERS = "(SELECT value FROM json_each(?))"
@@ -168,6 +170,18 @@ def forget(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
     connection.execute(f"DELETE FROM dependencies WHERE dependent IN {_NUMBERS}", (json.dumps(list(numbers)),))
 
 
+def promise(connection: sqlite3.Connection, number: int, id: str, ids: Sequence[str]) -> None:
+    """The result of a life that has ended needs those of `ids`; but those that need its own would never go."""
+    connection.execute(
+        """WITH RECURSIVE above (id) AS (
+            VALUES (?1)
+            UNION SELECT ended.id FROM above JOIN promises USING (id) JOIN ended ON born = life
+        )
+        INSERT INTO promises SELECT ?2, value FROM json_each(?3) WHERE value NOT IN above""",
+        (id, number, json.dumps(ids)),
+    )
+
+
 def dependents(connection: sqlite3.Connection, ids: Iterable[str]) -> tuple[set[str], set[str]]:
     """Which of these are depended on, and the queues of what depends on them."""
     sql = f"""SELECT DISTINCT dependencies.id, queue FROM dependencies LEFT JOIN workitems ON seq = dependent
@@ -233,7 +247,7 @@ def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int
 
 def _ended(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, tuple[Any, ...]]:
     """Of the latest lives that have ended type, state, story, whether there is a result, until when, and number."""
-    sql = f"""SELECT id, type, state, story, result IS NOT NULL, until, max(born) FROM ended
+    sql = f"""SELECT id, type, state, story, result IS NOT NULL, {UNTIL}, max(born) FROM ended
         WHERE id IN {_NUMBERS} GROUP BY id"""
     return {row[0]: row[1:] for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()}
 

@@ -9,11 +9,20 @@ from typing import Any, NamedTuple
 
 from taskqueue import depending
 from taskqueue.broker import Ended
-from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, Life, with_id
+from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, UNTIL, Life, with_id
 from taskqueue.depending import result_ends
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Effects, Payload, effects
-from taskqueue.record import DEPENDENCY, Attempt, Record, attempt_of, kept_result, result_of, results_queue
+from taskqueue.record import (
+    DEPENDENCY,
+    Attempt,
+    Record,
+    attempt_of,
+    kept_result,
+    promises_of,
+    result_of,
+    results_queue,
+)
 from taskqueue.story import attempts, more, running
 from taskqueue.workitem import Workitem
 
@@ -36,6 +45,7 @@ __all__ = [
 ENDED_COLUMNS = (
     "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, until, results"
 )
+_ENDED = ENDED_COLUMNS.replace("until", UNTIL)
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
 
 
@@ -44,12 +54,14 @@ class Ending(NamedTuple):
 
     life: of what goes on of it.  record: the values of ENDED_COLUMNS, if it has ended for good; what was said while it
     ran takes the place of its `running`.  kept: whether the record is, also where nothing depends on it.
+    promises: whose results are kept as long as the record's.
     """
 
     effects: Effects
     life: Life | None = None
     record: tuple[Any, ...] | None = None
     kept: bool = True
+    promises: tuple[str, ...] = ()
 
 
 def ending(item: Ended, life: Life | None, now: float) -> Ending:
@@ -67,7 +79,7 @@ def ending(item: Ended, life: Life | None, now: float) -> Ending:
         return Ending(todo, life)
     result = kept_result(workitem, outcome, rules)
     record = _ended(workitem, life, state, now, result, story=rules.history == "full", results=results)
-    return Ending(todo, None, record, rules.history != "off")
+    return Ending(todo, None, record, rules.history != "off", promises_of(workitem, outcome, rules))
 
 
 def _ended(
@@ -133,9 +145,7 @@ def find(connection: sqlite3.Connection, id: str, now: float) -> Record | None:
     ).fetchone()
     if live is not None:
         return _from_live(live)
-    ended = connection.execute(
-        f"SELECT {ENDED_COLUMNS} FROM ended WHERE id = ? ORDER BY born DESC LIMIT 1", (id,)
-    ).fetchone()
+    ended = connection.execute(f"SELECT {_ENDED} FROM ended WHERE id = ? ORDER BY born DESC LIMIT 1", (id,)).fetchone()
     return None if ended is None else _from_ended(ended, now)
 
 
@@ -147,7 +157,7 @@ def live_ids(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
 
 def ended(connection: sqlite3.Connection, ids: Sequence[str], now: float) -> dict[str, Record]:
     """The latest records of those that have ended."""
-    sql = f"SELECT {ENDED_COLUMNS} FROM ended WHERE id IN (SELECT value FROM json_each(?)) ORDER BY born"
+    sql = f"SELECT {_ENDED} FROM ended WHERE id IN (SELECT value FROM json_each(?)) ORDER BY born"
     found = {row[1]: row for row in connection.execute(sql, (json.dumps(ids),))}
     return {id: _from_ended(row, now) for id, row in found.items()}
 
@@ -171,7 +181,7 @@ def records(
                 break
     if ended_in:
         where = " AND ".join([f"state IN ({','.join(repr(str(state)) for state in ended_in)})", *conditions])
-        sql = f"SELECT {ENDED_COLUMNS} FROM ended WHERE {where} ORDER BY born DESC LIMIT :limit"
+        sql = f"SELECT {_ENDED} FROM ended WHERE {where} ORDER BY born DESC LIMIT :limit"
         found += [_from_ended(row, now) for row in connection.execute(sql, values)]
     return sorted(found, key=lambda record: record.sent, reverse=True)[:limit]
 

@@ -16,7 +16,7 @@ from taskqueue.brokers.sqlite import cancelling, carriers, dependencies, hours, 
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.outbox import Outbox
 from taskqueue.brokers.sqlite.place import LockFile
-from taskqueue.brokers.sqlite.schema import BLOCKED, WAITING
+from taskqueue.brokers.sqlite.schema import BLOCKED, NEEDED, WAITING
 from taskqueue.clock import Clock
 from taskqueue.errors import BrokerError
 from taskqueue.upkeep import HOUR, Keep, Keeping, Round, dispensable
@@ -32,6 +32,8 @@ REST = 9
 """So many times as long as a step took it rests after it: a tenth of the time is taken from others at most."""
 GRACE = 300.0
 """Seconds after an hour until statistics are made of it: what ended in it is committed by then."""
+
+_BREAK = "DELETE FROM promises WHERE life = ?"
 
 
 class Keeper:
@@ -94,11 +96,12 @@ class Keeper:
 
     def _execute_all(self, database: Database, statement: str, rows: Sequence[Any]) -> int:
         """A statement for each of `rows`, BATCH of them in a transaction: how many rows they changed."""
-        changed = 0
-        for n in range(0, len(rows), BATCH):
-            work = functools.partial(_execute_many, statement=statement, rows=rows[n : n + BATCH])
-            changed += self._write(database, work)
-        return changed
+        return self._write_all(database, functools.partial(_execute_many, statement=statement), rows)
+
+    def _write_all(self, database: Database, work: Callable[..., int], rows: Sequence[Any]) -> int:
+        """What is done with `rows`, BATCH of them in a transaction: how many rows that changed."""
+        parts = (rows[n : n + BATCH] for n in range(0, len(rows), BATCH))
+        return sum(self._write(database, functools.partial(work, rows=part)) for part in parts)
 
     def _repeat(self, database: Database, work: Callable[[sqlite3.Connection], int]) -> int:
         """What changes up to BATCH rows, until there are no more of them; how many there were."""
@@ -180,11 +183,21 @@ class Keeper:
         return self._repeat(database, drop)
 
     def _expire_results(self, database: Database) -> int:
-        """Those whose time is over, in records that stay; but for what something depends on that has not ended."""
+        """Those whose time is over, in records that stay; but for what something needs."""
         sql = f"""UPDATE ended SET result = NULL, result_type = NULL, results = NULL WHERE born IN (
             SELECT born FROM ended INDEXED BY ended_until WHERE until <= ? AND result IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM dependencies WHERE dependencies.id = ended.id) LIMIT {BATCH})"""
-        return self._repeat(database, _changing(sql, self._clock.wall()))
+            AND NOT {NEEDED} LIMIT {BATCH}) RETURNING born"""
+        now = self._clock.wall()
+
+        def drop(connection: sqlite3.Connection) -> int:
+            numbers = connection.execute(sql, (now,)).fetchall()
+            connection.executemany(_BREAK, numbers)
+            return len(numbers)
+
+        dropped = 0
+        while more := self._repeat(database, drop):  # nothing may need those any more, then, that these have promised
+            dropped += more
+        return dropped
 
     def _mend(self, database: Database) -> int:
         with database.reading() as connection:
@@ -229,12 +242,9 @@ class Keeper:
                 for rows in hours.found(connection, hour, hour + HOUR, "type"):
                     born += [(number,) for number, type in rows if type in types]
                     resting()
-            unneeded = (
-                "DELETE FROM ended WHERE born = ? AND NOT EXISTS (SELECT 1 FROM dependencies WHERE id = ended.id)"
-            )
-            count = self._execute_all(database, unneeded, born)
+            count = self._write_all(database, _drop_unneeded, born)
             dropped += count
-            if count < len(born):  # something that has not ended depends on the others
+            if count < len(born):  # something needs the others
                 continue
             gone = [(hour, type) for type in sorted(types)]
             self._execute_all(database, "UPDATE statistics SET gone = 1 WHERE hour = ? AND type = ?", gone)
@@ -261,6 +271,13 @@ class _Resting:
 def _changing(statement: str, *values: object) -> Callable[[sqlite3.Connection], int]:
     """A statement, as what is done in a transaction: how many rows it changed."""
     return lambda connection: int(connection.execute(statement, values).rowcount)
+
+
+def _drop_unneeded(connection: sqlite3.Connection, *, rows: Sequence[tuple[int]]) -> int:
+    """Drop these records, and what they have promised."""
+    count = connection.executemany(f"DELETE FROM ended WHERE born = ? AND NOT {NEEDED}", rows).rowcount
+    connection.executemany(f"{_BREAK} AND NOT EXISTS (SELECT 1 FROM ended WHERE born = life)", rows)
+    return count
 
 
 def _execute_many(connection: sqlite3.Connection, *, statement: str, rows: Sequence[Any]) -> int:

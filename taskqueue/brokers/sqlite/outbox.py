@@ -77,6 +77,7 @@ class Outbox:
         self._back: list[tuple[Row, tuple[Any, ...]]] = []
         self._records: list[tuple[Any, ...]] = []
         self._unkept: list[tuple[Any, ...]] = []
+        self._promises: list[tuple[int, str, Sequence[str]]] = []
         self._gone: list[int] = []
         self._freed = Freed(set(), [])
 
@@ -113,6 +114,10 @@ class Outbox:
             self.told.add(ENDED)
             self.told.update({record[-1] for record in records} - {None})
 
+    def promise(self, number: int, id: str, ids: Sequence[str]) -> None:
+        """The result of the life with this number, which is recorded, needs those of `ids`."""
+        self._promises.append((number, id, ids))
+
     def forget(self, numbers: Iterable[int]) -> None:
         """Dead letters have ended: the rows with these numbers."""
         self._gone.extend(numbers)
@@ -124,6 +129,11 @@ class Outbox:
 
     def store(self, connection: sqlite3.Connection) -> None:
         """Inside the transaction, once."""
+        self._store(connection)
+        for promise in self._promises:
+            dependencies.promise(connection, *promise)
+
+    def _store(self, connection: sqlite3.Connection) -> None:
         before = 0
         if self._first is not None:
             before = connection.execute(_FIRST, self._first).lastrowid or 0

@@ -210,6 +210,9 @@ def end(
     endings = [(todo[number], number, running) for number, running in counted.items()]
     outbox.record([_ran(e.record, running) for e, _, running in endings if e.record is not None and e.kept])
     outbox.record([e.record for e, _, _ in endings if e.record is not None and not e.kept], kept=False)
+    for e, _, _ in endings:
+        if e.record is not None and e.promises:
+            outbox.promise(e.record[0], e.record[1], e.promises)
     outbox.forget(n for e, n, _ in endings if e.record is None and e.life is None and e.effects.ends)
     connection.executemany(
         "UPDATE workitems SET story = ? WHERE seq = ?",

@@ -17,8 +17,10 @@ __all__ = [
     "LENT",
     "LIFE",
     "MIGRATIONS",
+    "NEEDED",
     "SCHEDULED",
     "TOLD",
+    "UNTIL",
     "VERSION",
     "WAITING",
     "Life",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
-VERSION = 4
+VERSION = 5
 
 WAITING, SCHEDULED, LENT, BLOCKED = 0, 1, 2, 3
 LATE = 7200
@@ -144,7 +146,13 @@ DROP INDEX ids;
 CREATE INDEX ids ON workitems (id) WHERE born >= 0;
 """
 
-MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)
+# promises: what the results of lives that have ended need, by their numbers: the results of these ids are kept as long.
+_FIFTH = """
+CREATE TABLE promises (life INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (life, id)) STRICT, WITHOUT ROWID;
+CREATE INDEX promised ON promises (id);
+"""
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 """The scripts that lead from one version of the schema to the next; the version is how many were applied."""
 
 COLUMNS = (
@@ -157,6 +165,11 @@ FIELDS = "id, type, reference, content_type, attempt, crashes, failures, propert
 """What `from_row` takes."""
 LIFE = "CASE WHEN born <= 0 THEN seq ELSE born END, sender, story"
 """What `life_of` takes."""
+NEEDED = """(EXISTS (SELECT 1 FROM dependencies WHERE dependencies.id = ended.id)
+    OR EXISTS (SELECT 1 FROM promises WHERE promises.id = ended.id))"""
+"""Whether something needs the result of a record: it, and the record, stay."""
+UNTIL = f"iif(until IS NULL OR {NEEDED}, NULL, until)"
+"""From when on that result is over; NULL: it is not."""
 
 
 def with_id(value: str, rows: str = "workitems") -> str:
