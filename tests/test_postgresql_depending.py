@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import threading
 import time
 from collections.abc import Iterator
 
@@ -306,6 +308,41 @@ def test_a_day_stays_as_long_as_a_result_of_another_one_promises_one_of_it(datab
         store.maintain(Keeping(default=Keep(DAY)))
 
     assert (ids(database), ids(database, "promises")) == ([], [])
+
+
+@pytest.mark.usefixtures("partitions")
+def test_days_that_hold_each_other_go_when_nothing_else_holds_them(database: Database, store: Store) -> None:
+    past(database, 5, "x", "z")
+    past(database, 3, "y")
+    promised(database, "x", "y")
+    promised(database, "y", "z")
+    send(database, item("c", "x"))
+    keeping = Keeping(default=Keep(DAY))
+
+    for _ in range(2):
+        store.maintain(keeping)
+    assert ids(database) == ["x", "y", "z"]
+    store.cancel("c")
+    for _ in range(2):
+        store.maintain(keeping)
+
+    assert (ids(database), ids(database, "promises")) == (["c"], [])
+
+
+def test_two_who_end_at_once_close_no_circle_of_promises(database: Database, other: psycopg.Connection) -> None:
+    def promise(connection: psycopg.Connection, id: str, *promises: str) -> None:
+        ends = json.dumps([{"seq": 1, "id": id, "promises": promises}])
+        connection.execute("SELECT taskqueue.promise(%s, '{1}')", (ends,))
+
+    promise(other, "a", "b")
+    with contextlib.closing(database.server.admin(database.name)) as second:
+        thread = threading.Thread(target=promise, args=(second, "b", "a", "c"))
+        thread.start()
+        until(lambda: database.rows("SELECT pid FROM pg_locks WHERE NOT granted"))
+        other.execute("COMMIT")
+        thread.join()
+
+    assert sorted(database.rows("SELECT id, needed FROM taskqueue.promises")) == [("a", "b"), ("b", "c")]
 
 
 @pytest.mark.usefixtures("partitions")

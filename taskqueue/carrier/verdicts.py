@@ -53,8 +53,9 @@ def after_answer(
         case ["done", None | str() as content_type, [*sends]]:
             result = None if content_type is None else Payload(payload, _short(content_type))
             return Done(result, tuple(_send(*send) for send in sends))
-        case ["done", str(content_type), [], [str(), *_] as ids]:
-            return Done(Payload(payload, _short(content_type)), promises=tuple(map(_short, ids)))
+        case ["done", str(content_type), [*sends], [str(), *_] as ids]:
+            result = Payload(payload, _short(content_type))
+            return Done(result, tuple(_send(*send) for send in sends), tuple(map(_short, ids)))
         case ["failed", str(error), str(traceback), str(content_type), None | int() as own]:
             retries = group.retries if own is None else own
             return _failed(workitem, group, error, jitter, traceback, Payload(payload, _short(content_type)), retries)

@@ -9,15 +9,11 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Dead, Done, Failed, Payload, Retry
 from taskqueue.store import Store
 from taskqueue.testing.bench import TYPE, Bench, item
-from taskqueue.testing.dependents import LATER, ONE, finish, later, nothing_comes, peek, requeue
+from taskqueue.testing.dependents import LATER, ONE, blocked_on, finish, later, nothing_comes, peek, requeue
 
 __all__ = ["BlockingContract"]
 
 TWO = Done(Payload(b"2"))
-
-
-def blocked_on(*ids: str) -> Retry:
-    return Retry(0.0, "not yet", "nothing", ids)
 
 
 class BlockingContract:

@@ -8,13 +8,24 @@ from typing import Any
 from taskqueue.broker import Delivery, Ended
 from taskqueue.dead import requeued
 from taskqueue.lifecycle import State
-from taskqueue.outcome import Done, Outcome, Payload, Release, Rules
+from taskqueue.outcome import Done, Outcome, Payload, Release, Retry, Rules
 from taskqueue.record import DEPENDENCY, Record
 from taskqueue.testing.bench import RULES, TYPE, Bench, item
 from taskqueue.testing.recorded import RUN
 from taskqueue.workitem import Workitem, worker_queue
 
-__all__ = ["LATER", "ONE", "assert_failed_by", "finish", "later", "nothing_comes", "nothing_in", "peek", "requeue"]
+__all__ = [
+    "LATER",
+    "ONE",
+    "assert_failed_by",
+    "blocked_on",
+    "finish",
+    "later",
+    "nothing_comes",
+    "nothing_in",
+    "peek",
+    "requeue",
+]
 
 LATER = "contract.later"
 """The type of what depends on others, where they are to be told apart."""
@@ -25,6 +36,11 @@ def later(id: str, *after: str, on_error: str = "", **properties: Any) -> Workit
     """A workitem of another type that depends on others."""
     headers = {"on_error": on_error} if on_error else {}
     return item(id=id, type=LATER, after=after, headers=headers, **properties)
+
+
+def blocked_on(*ids: str) -> Retry:
+    """It was found to depend on these, too."""
+    return Retry(0.0, "not yet", "nothing", ids)
 
 
 def assert_failed_by(record: Record, error: str) -> None:

@@ -97,6 +97,16 @@ class DependingContract:
 
         assert store.history() == []
 
+    def test_two_with_one_id_wait_each_for_itself(self, bench: Bench, store: Store) -> None:
+        bench.send(item(id="a"), item(id="b"))
+        bench.send(*[later("c", "a")] * 2, *[later("d", "b")] * 2, later("e", "b"))
+
+        finish(bench, {"a": ONE, "b": Failed("no")})
+
+        assert [found.workitem.id for found in peek(bench, LATER, 2)] == ["c", "c"]
+        assert (store.record("d").state, store.count(LATER)) == (State.FAILED, 2)
+        assert_failed_by(store.record("e"), f"b of {TYPE}: failed: no")
+
     # Every end counts.
 
     @pytest.mark.parametrize(

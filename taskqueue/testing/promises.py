@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from taskqueue.lifecycle import State
-from taskqueue.outcome import Done, Payload, Retry, Rules
+from taskqueue.outcome import Done, Failed, Payload, Rules
 from taskqueue.store import Store
 from taskqueue.testing.bench import TYPE, Bench, item
-from taskqueue.testing.dependents import LATER, ONE, assert_failed_by, finish, later, peek
+from taskqueue.testing.dependents import LATER, ONE, assert_failed_by, blocked_on, finish, later, peek, requeue
 from taskqueue.upkeep import Keeping
 from taskqueue.workitem import Workitem
 
@@ -74,7 +74,7 @@ class PromisesContract:
 
         before = dropped(store)
         finish(bench, {"slow": ONE})
-        finish(bench, {"c": Retry(0.0, "not yet", "nothing", ("a",))}, type=LATER)
+        finish(bench, {"c": blocked_on("a")}, type=LATER)
         between = dropped(store)
         assert [one.payload for one in peek(bench, LATER)[0].inputs][2:] == [Payload(b"1")]
         finish(bench, {"c": ONE}, type=LATER)
@@ -96,6 +96,30 @@ class PromisesContract:
         finish(bench, {"a": ONE, "b": ONE})
 
         assert dropped(store) == 2
+
+    @pytest.mark.parametrize("history", ["full", "outcome", "off"])
+    def test_those_that_depend_on_a_promise_are_told_how_that_failed(
+        self, bench: Bench, store: Store, history: str
+    ) -> None:
+        bench.send(item(id="a"), item(id="outer"), later("c", "outer"))
+        finish(bench, {"outer": promising("a")})
+        finish(bench, {"a": Failed("no")}, Rules(history=history))  # type: ignore[arg-type]
+
+        finish(bench, {"c": blocked_on("a")}, type=LATER)
+
+        assert store.record("c").attempts[-1].error.startswith(f"a of {TYPE}: failed")
+
+    def test_a_dead_letter_that_is_requeued_finds_what_its_input_has_promised(self, bench: Bench, store: Store) -> None:
+        bench.send(brief("a"), brief("outer"), later("c", "outer"))
+        finish(bench, {"outer": promising("a")})
+        finish(bench, {"a": ONE})
+        finish(bench, {"c": Failed("no")}, type=LATER)
+
+        assert dropped(store) == 0
+        requeue(bench)
+        finish(bench, {"c": blocked_on("a")}, type=LATER)
+
+        assert [one.payload for one in peek(bench, LATER)[0].inputs] == [Payload(b"these"), Payload(b"1")]
 
     def test_what_is_promised_may_be_unknown(self, bench: Bench, store: Store) -> None:
         bench.send(item(id="outer"))

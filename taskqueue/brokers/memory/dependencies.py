@@ -112,8 +112,10 @@ class Dependencies:
                 continue
             workitem = waiter.item[3]
             waiter.open.discard(record.id)
-            self._ends[workitem.id][record.id] = record
-            self._records.need([record.id])
+            ends = self._ends.setdefault(workitem.id, {})  # another one with its id may have ended before
+            if record.id not in ends:
+                self._records.need([record.id])
+            ends[record.id] = record
             if why and not passes(workitem):
                 self._fail(waiter, why)
             elif not waiter.open:

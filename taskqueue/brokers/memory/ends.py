@@ -142,6 +142,8 @@ class MemoryConsumer:
             self._broker.send(send)
         if not todo.ends:
             self._broker.put_back(delivery.queue, lent[1])
+        elif not any(send.goes_on or send.queue == DEAD_LETTERS for send in todo.sends):
+            self._broker.dependencies.forget(workitem.id)
         return True
 
     async def report(self, underway: Sequence[Underway]) -> Sequence[Delivery]:

@@ -80,7 +80,7 @@ class Records:
     def settled(self, ended: Ended) -> None:
         """A delivery of it has ended."""
         delivery = ended.delivery
-        if is_recorded(delivery.queue):
+        if is_recorded(delivery.queue) and delivery.workitem.id in self._records:
             until = result_ends(delivery.workitem, self._clock.wall())
             if until is not None:
                 self._until[delivery.workitem.id] = until

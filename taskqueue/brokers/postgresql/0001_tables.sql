@@ -172,7 +172,7 @@ CREATE TABLE @schema@.promises (
     seq bigint NOT NULL,
     id text NOT NULL,
     needed text NOT NULL,
-    PRIMARY KEY (ended, seq, needed)
+    PRIMARY KEY (id, ended, seq, needed)
 );
 CREATE INDEX promises_needed ON @schema@.promises (needed);
 

@@ -29,7 +29,7 @@ $$;
 -- they are looked for then.
 -- successes: what `succeeded` takes apart; ends: all else that has ended.
 -- state: of what has ended; with a story, all of it is kept; off: nothing.  results: the queue whose readers get the
--- result out of the history.  timeout: seconds that the result is kept.  unbinds: what it depends on is of no use any more.
+-- result out of the history.  timeout: seconds that the result is kept.  promises: whose results it needs.  unbinds: what it depends on is of no use any more.
 -- sender: who sends what has no other one.  patient: who waits for what has ended is told after this transaction.
 -- counted: the numbers of those that count.  woken: the queues in which there may be something because of them.
 CREATE FUNCTION @schema@.settle(
@@ -76,7 +76,9 @@ BEGIN
                 g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
                 coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
                 g.results, statement_timestamp() + make_interval(secs => g.timeout), substr(bodies, g.at + 1, g.size)
-            FROM gone g WHERE g.state IS NOT NULL AND g.off IS NULL
+            FROM gone g
+            WHERE g.state IS NOT NULL
+                AND (g.off IS NULL OR EXISTS (SELECT FROM promises p WHERE p.needed = g.id))
         )
         SELECT
             array_agg(seq), array_agg(inputs) FILTER (WHERE unbinds),

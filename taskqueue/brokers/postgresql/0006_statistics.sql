@@ -120,6 +120,30 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, @schema@, pg_temp AS $$
     )
 $$;
 
+-- Whether a result that has to be kept needs one of that day: directly, or others do that need one, which may be of
+-- that day themselves.  age, most: as of `dispensable`.
+CREATE FUNCTION @schema@.is_promised(day timestamptz, age double precision, most bigint) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, @schema@, pg_temp
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    WITH RECURSIVE above (id, ended) AS (
+        SELECT p.id, p.ended FROM promises p JOIN history h ON h.id = p.needed
+            WHERE h.ended >= day AND h.ended < day + interval '1 day'
+        UNION
+        SELECT p.id, p.ended FROM above a JOIN promises p ON p.needed = a.id
+    )
+    SELECT EXISTS (
+        SELECT FROM above a
+        WHERE EXISTS (SELECT FROM dependencies d WHERE d.needed = a.id)
+            OR NOT (a.ended >= day AND a.ended < day + interval '1 day') AND NOT EXISTS (
+                SELECT FROM history h JOIN statistics s ON s.type = h.type AND s.hour = date_trunc('hour', h.ended)
+                WHERE h.id = a.id AND h.ended = a.ended
+                    AND (s.gone OR EXISTS (
+                        SELECT FROM dispensable(age, most) d WHERE d.hour = s.hour AND d.type = s.type
+                    ))
+            )
+    )
+$$;
+
 -- Drops the oldest day of the history of which nothing has to be kept, whole: how many records it had.  Null: there is
 -- none, or somebody else is at it.  -1: somebody reads the history, and nobody is kept waiting behind us for long.
 CREATE FUNCTION @schema@.drop_day(age double precision, most bigint) RETURNS bigint
@@ -154,18 +178,14 @@ BEGIN
         END IF;
         CONTINUE WHEN EXISTS (  -- somebody still needs a result of that day
             SELECT FROM dependencies d WHERE d.ended >= day AND d.ended < day + interval '1 day'
-        ) OR EXISTS (
-            SELECT FROM promises p JOIN history h ON h.id = p.needed
-            WHERE h.ended >= day AND h.ended < day + interval '1 day'
-                AND (p.ended < day OR p.ended >= day + interval '1 day')
-        );
+        ) OR is_promised(day, age, most);
         BEGIN
+            DELETE FROM promises p WHERE p.ended >= day AND p.ended < day + interval '1 day';
             EXECUTE format('DROP TABLE %I.%I', '@name@', partition);
         EXCEPTION WHEN lock_not_available THEN
             RAISE LOG 'taskqueue: % is not dropped yet: somebody reads it', partition;
             RETURN -1;
         END;
-        DELETE FROM promises p WHERE p.ended >= day AND p.ended < day + interval '1 day';
         WITH gone AS (
             UPDATE statistics s SET gone = true
             WHERE s.hour >= day AND s.hour < day + interval '1 day' AND NOT s.gone
@@ -201,10 +221,11 @@ BEGIN
     WITH gone AS (
         DELETE FROM history h
         WHERE h.type = kind AND h.ended >= to_timestamp(since) AND h.ended < to_timestamp(until)
-            AND NOT is_needed(h.id)  -- else it goes with its whole day
-        RETURNING h.ended, h.seq
+            AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id)  -- else it goes with its whole day
+            AND NOT EXISTS (SELECT FROM promises p WHERE p.needed = h.id)
+        RETURNING h.id, h.ended, h.seq
     ), broken AS (
-        DELETE FROM promises p USING gone g WHERE p.ended = g.ended AND p.seq = g.seq
+        DELETE FROM promises p USING gone g WHERE p.id = g.id AND p.ended = g.ended AND p.seq = g.seq
     )
     SELECT count(*) INTO dropped FROM gone;
     IF last THEN
@@ -214,28 +235,37 @@ BEGIN
 END
 $$;
 
--- Drops up to `most` results whose time is over, unless something still needs them; the records stay.  Those that these
--- have promised may be dropped the next time.
+-- Drops about `most` results whose time is over, unless something still needs them; the records stay.
 CREATE FUNCTION @schema@.drop_results(most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp
 @by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     dropped integer := 0;
+    found integer;
+    promised text[];
 BEGIN
-    IF alone() AND nobody_binds() THEN
+    IF NOT alone() OR NOT nobody_binds() THEN
+        RETURN 0;
+    END IF;
+    LOOP  -- what is dropped may have promised others, and so on
         WITH first AS MATERIALIZED (
             SELECT h.kept_until, h.seq, h.ended FROM history h
-            WHERE h.kept_until <= now() AND NOT is_needed(h.id)
+            WHERE h.kept_until <= now() AND (promised IS NULL OR h.id = ANY (promised))
+                AND NOT EXISTS (SELECT FROM dependencies d WHERE d.needed = h.id)
+                AND NOT EXISTS (SELECT FROM promises p WHERE p.needed = h.id)
             ORDER BY h.kept_until, h.seq LIMIT most FOR UPDATE SKIP LOCKED
         ), gone AS (
             UPDATE history h SET result = NULL, result_type = '', results = NULL, kept_until = NULL
             FROM first f WHERE h.kept_until = f.kept_until AND h.seq = f.seq AND h.ended = f.ended
-            RETURNING h.ended, h.seq
+            RETURNING h.id, h.ended, h.seq
         ), broken AS (
-            DELETE FROM promises p USING gone g WHERE p.ended = g.ended AND p.seq = g.seq
+            DELETE FROM promises p USING gone g WHERE p.id = g.id AND p.ended = g.ended AND p.seq = g.seq
+            RETURNING p.needed
         )
-        SELECT count(*) INTO dropped FROM gone;
-    END IF;
+        SELECT (SELECT count(*) FROM gone), (SELECT array_agg(DISTINCT b.needed) FROM broken b) INTO found, promised;
+        dropped := dropped + found;
+        EXIT WHEN promised IS NULL OR dropped >= most;
+    END LOOP;
     RETURN dropped;
 END
 $$;

@@ -65,30 +65,6 @@ LANGUAGE sql STABLE AS $$
         OR EXISTS (SELECT FROM @schema@.promises p WHERE p.needed = is_needed.id)
 $$;
 
--- Notes what the results need of those that have ended just now, and count: see `settle`.  Those that need each other would
--- keep each other for ever, so of these one does not.
-CREATE FUNCTION @schema@.promise(ends json, counted bigint[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-DECLARE
-    one record;
-BEGIN
-    FOR one IN
-        SELECT e.* FROM json_to_recordset(ends) AS e (seq bigint, id text, promises text[])
-        WHERE e.promises IS NOT NULL AND e.seq = ANY (counted)
-    LOOP
-        INSERT INTO promises (ended, seq, id, needed)
-            WITH RECURSIVE above (id) AS (
-                SELECT one.id
-                UNION
-                SELECT p.id FROM above l JOIN promises p ON p.needed = l.id
-            )
-            SELECT DISTINCT statement_timestamp(), one.seq, one.id, n.id FROM unnest(one.promises) AS n (id)
-            WHERE n.id NOT IN (SELECT l.id FROM above l);
-    END LOOP;
-END
-$$;
-
 -- Who drops results waits for those who have seen them and are about to depend on them, and they for him: see `bind`.
 -- False: they take too long.
 CREATE FUNCTION @schema@.nobody_binds() RETURNS boolean
@@ -176,6 +152,34 @@ BEGIN
             json_array_elements_text(i.item->'more') WITH ORDINALITY AS a (id, place);
     INSERT INTO endings (id) SELECT f.id FROM unnest(found) f WHERE f.state IS NULL;
     RETURN recount(numbers) || resolve(ARRAY(SELECT f FROM unnest(found) f WHERE f.state IS NOT NULL));
+END
+$$;
+
+-- Notes what the results need of those that have ended just now, and count: see `settle`.  Those that need each other would
+-- keep each other for ever, so of these one does not: they can need it only where it was promised before it ended.  One at
+-- a time, or two could close a circle; and nobody drops results meanwhile.
+CREATE FUNCTION @schema@.promise(ends json, counted bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
+@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    one record;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('@name@'), hashtext('bind'));
+    PERFORM pg_advisory_xact_lock(hashtext('@name@'), hashtext('promise'));
+    FOR one IN
+        SELECT e.* FROM json_to_recordset(ends) AS e (seq bigint, id text, promises text[])
+        WHERE e.promises IS NOT NULL AND e.seq = ANY (counted)
+    LOOP
+        INSERT INTO promises (ended, seq, id, needed)
+            WITH RECURSIVE below (first, id) AS (
+                SELECT DISTINCT n.id, n.id FROM unnest(one.promises) AS n (id)
+                UNION
+                SELECT b.first, p.needed FROM below b JOIN promises p ON p.id = b.id
+                    WHERE EXISTS (SELECT FROM promises p WHERE p.needed = one.id)
+            )
+            SELECT statement_timestamp(), one.seq, one.id, b.first
+            FROM below b GROUP BY b.first HAVING NOT bool_or(b.id = one.id);
+    END LOOP;
 END
 $$;
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from taskqueue.brokers.sqlite.schema import (
     BLOCKED,
     FIELDS,
+    KEPT,
     LIFE,
     SCHEDULED,
-    UNTIL,
     WAITING,
     Life,
     from_row,
@@ -46,6 +46,7 @@ __all__ = [
     "link",
     "mend",
     "promise",
+    "promised",
 ]
 
 _NUMBERS = "(SELECT value FROM json_each(?))"
@@ -94,7 +95,7 @@ def check(connection: sqlite3.Connection, workitems: Sequence[Workitem], *, uniq
     if not wanted and not mine:
         return
     live = _live(connection, wanted | mine)
-    known = live.keys() | _ended(connection, wanted).keys()
+    known = live.keys() | _ended(connection, wanted, 0.0).keys()
     earlier: set[str] = set()
     for workitem in workitems:
         for id in workitem.after:
@@ -112,8 +113,8 @@ def link(connection: sqlite3.Connection, rows: Sequence[Row], now: float, *, aga
     """
     wanted = {id for row in rows if row.begins for id in row.workitem.after[row.known :]}
     first = _live(connection, wanted)
-    ended = _ended(connection, wanted)
-    causes = {id: _cause(id, ended.get(id), 0.0 if again else now) for id in wanted}
+    ended = _ended(connection, wanted, 0.0 if again else now)
+    causes = {id: _cause(id, ended.get(id)) for id in wanted}
     links: list[tuple[int, int, str, int | None]] = []
     failing: dict[int, str] = {}
     for seq, workitem, begins, known in rows:
@@ -171,15 +172,26 @@ def forget(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
 
 
 def promise(connection: sqlite3.Connection, number: int, id: str, ids: Sequence[str]) -> None:
-    """The result of a life that has ended needs those of `ids`; but those that need its own would never go."""
+    """The result of a life that has ended needs those of `ids`; but those that need its own would never go.
+
+    They can need it only where it was promised before it ended.
+    """
     connection.execute(
-        """WITH RECURSIVE above (id) AS (
-            VALUES (?1)
-            UNION SELECT ended.id FROM above JOIN promises USING (id) JOIN ended ON born = life
+        """WITH RECURSIVE below (first, id) AS (
+            SELECT value, value FROM json_each(:ids)
+            UNION SELECT first, promises.id FROM below JOIN ended USING (id) JOIN promises ON life = born
+            WHERE EXISTS (SELECT 1 FROM promises WHERE id = :id)
         )
-        INSERT INTO promises SELECT ?2, value FROM json_each(?3) WHERE value NOT IN above""",
-        (id, number, json.dumps(ids)),
+        INSERT OR IGNORE INTO promises
+        SELECT :number, value FROM json_each(:ids) WHERE value NOT IN (SELECT first FROM below WHERE id = :id)""",
+        {"number": number, "id": id, "ids": json.dumps(ids)},
     )
+
+
+def promised(connection: sqlite3.Connection, ids: Iterable[str]) -> set[str]:
+    """Those of these whose results are needed by others."""
+    sql = f"SELECT id FROM promises WHERE id IN {_NUMBERS}"
+    return {id for (id,) in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()}
 
 
 def dependents(connection: sqlite3.Connection, ids: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -221,10 +233,10 @@ def mend(connection: sqlite3.Connection) -> tuple[int, Freed]:
     rows = connection.execute(
         f"UPDATE dependencies SET {_ENDED} WHERE life IS NULL AND NOT EXISTS ({_IS_LIVE}) RETURNING dependent, id"
     ).fetchall()
-    ended = _ended(connection, {id for _, id in rows})
+    ended = _ended(connection, {id for _, id in rows}, 0.0)
     failing: dict[int, str] = {}
     for number, id in sorted(rows):
-        if why := _cause(id, ended.get(id), 0.0):
+        if why := _cause(id, ended.get(id)):
             failing.setdefault(number, why)
     idle = connection.execute(f"SELECT seq FROM workitems WHERE state = {BLOCKED} AND NOT EXISTS ({_PENDING})")
     waiting = {number for number, _ in rows} | {seq for (seq,) in idle.fetchall()}
@@ -245,19 +257,19 @@ def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int
     return dict(connection.execute(sql, (json.dumps(list(ids)),)).fetchall())
 
 
-def _ended(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, tuple[Any, ...]]:
-    """Of the latest lives that have ended type, state, story, whether there is a result, until when, and number."""
-    sql = f"""SELECT id, type, state, story, result IS NOT NULL, {UNTIL}, max(born) FROM ended
-        WHERE id IN {_NUMBERS} GROUP BY id"""
-    return {row[0]: row[1:] for row in connection.execute(sql, (json.dumps(list(ids)),)).fetchall()}
+def _ended(connection: sqlite3.Connection, ids: Collection[str], now: float) -> dict[str, tuple[Any, ...]]:
+    """Of the latest lives that have ended type, state, story, whether there is a result at `now`, and number."""
+    sql = f"""SELECT id, type, state, story, result IS NOT NULL AND {KEPT}, max(born) FROM ended
+        WHERE id IN (SELECT value FROM json_each(:ids)) GROUP BY id"""
+    rows = connection.execute(sql, {"ids": json.dumps(list(ids)), "now": now}).fetchall()
+    return {row[0]: row[1:] for row in rows}
 
 
-def _cause(id: str, ended: Sequence[Any] | None, now: float) -> str:
+def _cause(id: str, ended: Sequence[Any] | None) -> str:
     if ended is None:
         return cause(id, "", State.SUCCEEDED, None, has_result=False)
-    type, state, story, has_result, until, _ = ended
-    is_there = bool(has_result) and (until is None or until > now)
-    return cause(id, type, State(state), _last(state, story), has_result=is_there)
+    type, state, story, has_result, _ = ended
+    return cause(id, type, State(state), _last(state, story), has_result=bool(has_result))
 
 
 def _last(state: str, story: str) -> Attempt | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taskqueue import depending
 from taskqueue.broker import Ended
-from taskqueue.brokers.sqlite.schema import BLOCKED, SCHEDULED, UNTIL, Life, with_id
+from taskqueue.brokers.sqlite.schema import BLOCKED, KEPT, SCHEDULED, Life, with_id
 from taskqueue.depending import result_ends
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Effects, Payload, effects
@@ -45,7 +45,7 @@ __all__ = [
 ENDED_COLUMNS = (
     "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, until, results"
 )
-_ENDED = ENDED_COLUMNS.replace("until", UNTIL)
+_ENDED = ENDED_COLUMNS.replace(" result,", f" iif({KEPT}, result, NULL),")
 _LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
 
 
@@ -145,8 +145,9 @@ def find(connection: sqlite3.Connection, id: str, now: float) -> Record | None:
     ).fetchone()
     if live is not None:
         return _from_live(live)
-    ended = connection.execute(f"SELECT {_ENDED} FROM ended WHERE id = ? ORDER BY born DESC LIMIT 1", (id,)).fetchone()
-    return None if ended is None else _from_ended(ended, now)
+    sql = f"SELECT {_ENDED} FROM ended WHERE id = :id ORDER BY born DESC LIMIT 1"
+    ended = connection.execute(sql, {"id": id, "now": now}).fetchone()
+    return None if ended is None else _from_ended(ended)
 
 
 def live_ids(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
@@ -157,9 +158,9 @@ def live_ids(connection: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
 
 def ended(connection: sqlite3.Connection, ids: Sequence[str], now: float) -> dict[str, Record]:
     """The latest records of those that have ended."""
-    sql = f"SELECT {_ENDED} FROM ended WHERE id IN (SELECT value FROM json_each(?)) ORDER BY born"
-    found = {row[1]: row for row in connection.execute(sql, (json.dumps(ids),))}
-    return {id: _from_ended(row, now) for id, row in found.items()}
+    sql = f"SELECT {_ENDED} FROM ended WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY born"
+    found = {row[1]: row for row in connection.execute(sql, {"ids": json.dumps(ids), "now": now})}
+    return {id: _from_ended(row) for id, row in found.items()}
 
 
 def records(
@@ -167,7 +168,7 @@ def records(
 ) -> list[Record]:
     """Records, the latest first; empty: of any."""
     conditions = [f"{name} = :{name}" for name, value in (("reference", reference), ("type", type)) if value]
-    values: dict[str, Any] = {"reference": reference, "type": type, "limit": limit}
+    values: dict[str, Any] = {"reference": reference, "type": type, "limit": limit, "now": now}
     ended_in = [state for state in states or ENDED if state in ENDED]
     found: list[Record] = []
     if not states or len(ended_in) < len(states):
@@ -182,7 +183,7 @@ def records(
     if ended_in:
         where = " AND ".join([f"state IN ({','.join(repr(str(state)) for state in ended_in)})", *conditions])
         sql = f"SELECT {_ENDED} FROM ended WHERE {where} ORDER BY born DESC LIMIT :limit"
-        found += [_from_ended(row, now) for row in connection.execute(sql, values)]
+        found += [_from_ended(row) for row in connection.execute(sql, values)]
     return sorted(found, key=lambda record: record.sent, reverse=True)[:limit]
 
 
@@ -206,13 +207,12 @@ def _from_live(row: Sequence[Any]) -> Record:
     )  # fmt: skip
 
 
-def _from_ended(row: Sequence[Any], now: float) -> Record:
-    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, until, _ = row
-    over = result is None or (until is not None and until <= now)
+def _from_ended(row: Sequence[Any]) -> Record:
+    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, _, _ = row
     return Record(
         id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
         ended=ended, attempts=attempts(story), progress=running(said)[1],
-        result=None if over else Payload(result, result_type),
+        result=None if result is None else Payload(result, result_type),
     )  # fmt: skip
 
 
@@ -234,6 +234,6 @@ def take_unread(connection: sqlite3.Connection, queue: str, limit: int) -> list[
         ) RETURNING {ENDED_COLUMNS}""",
         (queue, limit),
     ).fetchall()
-    records = [_from_ended(row, 0.0) for row in rows]  # what is there still
+    records = list(map(_from_ended, rows))
     found = sorted(records, key=lambda record: (record.ended, record.sent))  # RETURNING has no order
     return [result_of(record) for record in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import sqlite3
 import threading
 import time
@@ -33,6 +34,7 @@ REST = 9
 GRACE = 300.0
 """Seconds after an hour until statistics are made of it: what ended in it is committed by then."""
 
+_EMPTY = "UPDATE ended SET result = NULL, result_type = NULL, results = NULL WHERE born = ?"
 _BREAK = "DELETE FROM promises WHERE life = ?"
 
 
@@ -184,20 +186,22 @@ class Keeper:
 
     def _expire_results(self, database: Database) -> int:
         """Those whose time is over, in records that stay; but for what something needs."""
-        sql = f"""UPDATE ended SET result = NULL, result_type = NULL, results = NULL WHERE born IN (
-            SELECT born FROM ended INDEXED BY ended_until WHERE until <= ? AND result IS NOT NULL
-            AND NOT {NEEDED} LIMIT {BATCH}) RETURNING born"""
+        over = f"until <= ? AND result IS NOT NULL AND NOT {NEEDED}"
+        first = f"SELECT born FROM ended INDEXED BY ended_until WHERE {over} LIMIT {BATCH}"
+        among = f"SELECT born FROM ended WHERE {over} AND id IN (SELECT value FROM json_each(?)) LIMIT {BATCH}"
         now = self._clock.wall()
 
         def drop(connection: sqlite3.Connection) -> int:
-            numbers = connection.execute(sql, (now,)).fetchall()
-            connection.executemany(_BREAK, numbers)
-            return len(numbers)
+            numbers = connection.execute(first, (now,)).fetchall()
+            dropped = 0
+            while numbers and dropped < BATCH:  # those that are dropped may have promised others, and so on
+                connection.executemany(_EMPTY, numbers)
+                dropped += len(numbers)
+                promised = [id for number in numbers for (id,) in connection.execute(f"{_BREAK} RETURNING id", number)]
+                numbers = connection.execute(among, (now, json.dumps(promised))).fetchall()
+            return dropped
 
-        dropped = 0
-        while more := self._repeat(database, drop):  # nothing may need those any more, then, that these have promised
-            dropped += more
-        return dropped
+        return self._repeat(database, drop)
 
     def _mend(self, database: Database) -> int:
         with database.reading() as connection:

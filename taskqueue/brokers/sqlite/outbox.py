@@ -134,6 +134,10 @@ class Outbox:
             dependencies.promise(connection, *promise)
 
     def _store(self, connection: sqlite3.Connection) -> None:
+        if self._unkept:
+            promised = dependencies.promised(connection, [record[1] for record in self._unkept])
+            self._records += [record for record in self._unkept if record[1] in promised]
+            self._unkept = [record for record in self._unkept if record[1] not in promised]
         before = 0
         if self._first is not None:
             before = connection.execute(_FIRST, self._first).lastrowid or 0

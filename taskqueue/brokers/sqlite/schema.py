@@ -13,6 +13,7 @@ __all__ = [
     "BLOCKED",
     "COLUMNS",
     "FIELDS",
+    "KEPT",
     "LATE",
     "LENT",
     "LIFE",
@@ -20,7 +21,6 @@ __all__ = [
     "NEEDED",
     "SCHEDULED",
     "TOLD",
-    "UNTIL",
     "VERSION",
     "WAITING",
     "Life",
@@ -168,8 +168,8 @@ LIFE = "CASE WHEN born <= 0 THEN seq ELSE born END, sender, story"
 NEEDED = """(EXISTS (SELECT 1 FROM dependencies WHERE dependencies.id = ended.id)
     OR EXISTS (SELECT 1 FROM promises WHERE promises.id = ended.id))"""
 """Whether something needs the result of a record: it, and the record, stay."""
-UNTIL = f"iif(until IS NULL OR {NEEDED}, NULL, until)"
-"""From when on that result is over; NULL: it is not."""
+KEPT = f"(until IS NULL OR until > :now OR {NEEDED})"
+"""Whether that result is there, if there was one."""
 
 
 def with_id(value: str, rows: str = "workitems") -> str:
