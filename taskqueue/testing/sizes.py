@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 from taskqueue.broker import Ended, Input
 from taskqueue.lifecycle import State
-from taskqueue.outcome import Done, Failed, Payload
+from taskqueue.outcome import Dead, Done, Failed, Payload
 from taskqueue.store import Store
-from taskqueue.testing.bench import LIMIT, RULES, TYPE, Bench, item
+from taskqueue.testing.bench import LIMIT, QUEUE, RULES, TYPE, Bench, item
 from taskqueue.testing.dependents import (
     LATER,
     ONE,
     assert_failed_by,
+    blocked_on,
     finish,
     later,
     peek,
+    requeue,
 )
 from taskqueue.testing.recorded import RUN
+from taskqueue.upkeep import Keeping
 from taskqueue.workitem import worker_queue
 
 __all__ = ["SizesContract"]
@@ -47,6 +51,53 @@ class SizesContract:
         inputs = bench.run(test)
         assert [one.id for one in inputs] == ids
         assert [int(one.payload.body) for one in inputs if one.payload is not None] == list(range(self.many))
+
+    def test_one_may_be_found_to_depend_on_many(self, bench: Bench, store: Store) -> None:
+        bench.send(item(id="first"))
+        ids = bench.send(*(item(b"%d" % n) for n in range(self.many)))
+        bench.send(later("sum", "first"))
+
+        async def test() -> tuple[Input, ...]:
+            broker = bench.another()
+            consumer, reader = broker.consumer(QUEUE, reserve=1000), broker.consumer(worker_queue(LATER), reserve=1)
+            left = 1 + self.many
+            while left:
+                lent = await consumer.receive(limit=1000)
+                ended = [Ended(one, Done(Payload(one.workitem.body)), RULES, RUN) for one in lent]
+                left -= sum(await consumer.settle(ended))
+            (delivery,) = await bench.lent(reader, 1)
+            assert await reader.settle([Ended(delivery, blocked_on(*ids), RULES, RUN)]) == [True]
+            (delivery,) = await bench.lent(reader, 1)
+            assert await reader.settle([Ended(delivery, Dead("rejected", "no"), RULES, RUN)]) == [True]
+            await broker.close()
+            return delivery.inputs
+
+        inputs = bench.run_once(test)
+        requeue(bench)
+
+        assert [one.id for one in inputs] == ["first", *ids]
+        assert [int(one.payload.body) for one in inputs[1:] if one.payload is not None] == list(range(self.many))
+        assert peek(bench, LATER)[0].inputs == inputs
+
+    def test_a_result_may_promise_many_and_go_with_them(self, bench: Bench, store: Store) -> None:
+        brief = {"result_timeout": 0.0}
+        bench.send(item(id="outer", headers=brief))
+        ids = bench.send(*(item(headers=brief) for _ in range(self.many)))
+        last: dict[str, tuple[str, ...]] = {one: (next,) for one, next in pairwise(ids[-1000:])}
+
+        async def test() -> None:
+            broker = bench.another()
+            consumer = broker.consumer(QUEUE, reserve=1000)
+            promises, left = {"outer": tuple(ids), **last}, 1 + self.many
+            while left:
+                lent = await consumer.receive(limit=1000)
+                ended = [Ended(one, Done(promises=promises.get(one.workitem.id, ())), RULES, RUN) for one in lent]
+                left -= sum(await consumer.settle(ended))
+            await broker.close()
+
+        bench.run_once(test)
+
+        assert store.maintain(Keeping()).results >= self.many
 
     def test_many_may_depend_on_one(self, bench: Bench, store: Store) -> None:
         bench.send(item(id="a"))

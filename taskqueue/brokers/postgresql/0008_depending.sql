@@ -12,7 +12,7 @@
 -- strict: those that never were, or are not kept any more, are an error.
 CREATE FUNCTION @schema@.look(asked text[], strict boolean) RETURNS @schema@.endings[]
 LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_nestloop = off AS $$
+@by_index@ SET enable_nestloop = off SET enable_hashjoin = on AS $$
 DECLARE
     alive constant text[] := ARRAY(
         SELECT w.id FROM workitems w
@@ -100,7 +100,7 @@ $$;
 -- The same for dead letters that depended on others, are stored again, and blocked: what they wait for may be over, or may
 -- be on its way again.
 CREATE FUNCTION @schema@.bind_again(items json) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_nestloop = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_nestloop = off SET enable_hashjoin = on AS $$
 DECLARE
     numbers constant bigint[] := ARRAY(
         SELECT (i->>'inputs')::bigint FROM json_array_elements(items) i WHERE i->'after' IS NOT NULL
@@ -128,7 +128,7 @@ $$;
 
 -- The same for what goes on, and was found to depend on `more` than it did.
 CREATE FUNCTION @schema@.bind_more(items json) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_nestloop = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp SET enable_nestloop = off SET enable_hashjoin = on AS $$
 DECLARE
     numbers constant bigint[] := ARRAY(
         SELECT (i->>'inputs')::bigint FROM json_array_elements(items) i WHERE i->'more' IS NOT NULL
