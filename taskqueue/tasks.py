@@ -74,7 +74,8 @@ class Promise:
 class TaskOptions(TypedDict, total=False):
     """What may be said of a task: where it is made, for a whole queue, or as it is submitted, which wins.
 
-    retries: how often it is tried again after a failure, beyond its group's.  retry_on: only after these exceptions.
+    retries: how often it is tried again after a failure, in place of its group's.  retry_on: only after these
+        exceptions, and after its time limit.
     time_limit: seconds that an attempt may take.
     priority: 0 to 255, larger first.
     result_timeout: seconds that its result is kept after its end; None: as long as its record.  An hour by default.
@@ -188,7 +189,8 @@ class TaskSpace:
     def __init__(self, name: str, *, classes: tuple[type, ...] = ()) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"name {name!r}: expected words with dots between them")
-        self.name = MAIN[0] if name in MAIN else name
+        first, dot, rest = name.partition(".")
+        self.name = f"{MAIN[0]}{dot}{rest}" if first in MAIN else name
         self.module: str = sys._getframe(1).f_globals.get("__name__", "")
         self.classes: Mapping[str, type] = values.classes_of(*classes)
         self._tasks: dict[str, Task] = {}
@@ -370,6 +372,8 @@ class TaskWorker(BaseWorker):
         try:
             arguments, named = values.decode_call(payload, classes=task.classes, resolve=resolve)
         except FormatError as error:
+            if missing:  # None stood in for them
+                raise Blocked(*missing) from None
             raise Reject(f"the arguments of {task.name} can't be read: {error.detail}") from None
         if missing:
             raise Blocked(*missing)

@@ -126,6 +126,25 @@ def named_oddly(self: int, function: int = 0) -> list[int]:
     return [self, function]
 
 
+@dataclass(frozen=True)
+class Strict:
+    value: Any
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            raise ValueError("no value")
+
+
+@space.task
+def strict(id: str) -> Strict:
+    return Strict(taskqueue.Deferred(id, None))
+
+
+@space.task
+def unwrap(value: Strict) -> Any:
+    return value.value
+
+
 @space.task
 def promise(id: str) -> Any:
     return taskqueue.Deferred(id, None)

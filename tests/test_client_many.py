@@ -99,6 +99,11 @@ class TestMany:
         deferreds = [queue.submit(num, number) for number in range(5)]
 
         assert sorted(each.value for each in taskqueue.progress(deferreds)) == [0, 1, 2, 3, 4]
+        assert sorted(each.value for each in taskqueue.progress(each for each in deferreds)) == [0, 1, 2, 3, 4]
+        waiting = (queue.submit(wait, number) for number in (5, 6))
+        shop_tasks.gate.set()
+        assert all(each.has_ended for each in taskqueue.progress(waiting))
+        assert list(taskqueue.progress(iter(()))) == []
         assert list(taskqueue.progress(queue.map(num, range(3)))) == [0, 1, 2]
         assert capfd.readouterr().err == ""
 

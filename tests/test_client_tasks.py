@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from shop_tasks import (
     same,
     sleep,
     space,
+    strict,
     until_cancelled,
+    unwrap,
     wait,
 )
 from tasking import ALL, PATIENCE, make_url, served, until
@@ -208,6 +212,45 @@ class TestWaiting:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 41
         assert queue.submit(num, 2).result(PATIENCE) == 2
 
+    def test_a_child_after_a_fork_hears_of_its_parents_tasks_or_is_told_that_it_can_not(
+        self, queue: taskqueue.Queue, url: str
+    ) -> None:
+        if url == "memory://":
+            pytest.skip("memory:// is in one program")
+        deferred = queue.submit(wait, 41)
+        child = os.fork()
+        if not child:
+            try:
+                error = deferred.exception(PATIENCE)
+                os._exit(42 if isinstance(error, Unsupported) else deferred.result(0))
+            finally:
+                os._exit(1)
+        shop_tasks.gate.set()
+        expected = 41 if queue.broker.capabilities.store else 42
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+        assert deferred.result(PATIENCE) == 41
+
+    def test_threads_of_a_child_agree_on_what_they_wait_with(self, queue: taskqueue.Queue) -> None:
+        child = os.fork()
+        if not child:
+            try:
+                sys.setswitchinterval(1e-6)
+                together, found = threading.Barrier(8), []
+
+                def look() -> None:
+                    together.wait()
+                    found.append(queue.ends)
+
+                threads = [threading.Thread(target=look) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                os._exit(len(set(map(id, found))))
+            finally:
+                os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
     def test_a_value_that_is_itself_deferred_is_waited_for(self, store: taskqueue.Queue) -> None:
         inner = store.submit(wait, 5)
         outer = store.submit(promise, inner.id)
@@ -261,6 +304,14 @@ class TestFindingAgain:
                 refused()
 
 
+@pytest.mark.services
+def test_replies_do_not_pile_up_where_nobody_waits(request: pytest.FixtureRequest) -> None:
+    with served(make_url(request, "amqp")) as queue:
+        first = queue.submit(num, 1)
+
+        until(lambda: [queue.submit(num, 2)] and first.has_ended)  # nobody asks a Deferred
+
+
 class TestDepending:
     def test_a_task_waits_for_the_values_in_its_arguments(self, store: taskqueue.Queue) -> None:
         total = store.submit(add, [store.submit(num, n).argument for n in range(10)])
@@ -269,6 +320,24 @@ class TestDepending:
         assert total.result(PATIENCE) == 45
         assert nested.result(PATIENCE) == {"a": (45, [45]), "b": {1: 45}}
         assert total.then(num).result(PATIENCE) == 45
+
+    def test_of_delay_and_due_the_one_of_the_call_wins(self, store: taskqueue.Queue) -> None:
+        delayed = taskqueue.Queue(store.broker, "default", {"delay": 60})
+
+        deferred = delayed.options(due=time.time() + 7200).submit(num, 1)
+
+        assert abs((store.record(deferred.id).due or 0) - time.time() - 7200) < 60
+        delayed.close()
+
+    def test_what_takes_the_place_of_a_value_meanwhile_need_not_be_valid(self, store: taskqueue.Queue) -> None:
+        inner = store.submit(wait, 5)
+        outer = store.submit(strict, inner.id)
+
+        blocked = store.submit(unwrap, outer.argument)
+        until(lambda: blocked.status == State.BLOCKED and store.record(blocked.id).attempts)
+        shop_tasks.gate.set()
+
+        assert blocked.result(PATIENCE) == 5
 
     def test_it_is_blocked_meanwhile(self, store: taskqueue.Queue) -> None:
         blocked = store.submit(num, store.submit(wait, 5).argument)

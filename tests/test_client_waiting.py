@@ -114,6 +114,9 @@ class TestOthers:
         if queue.broker.capabilities.store:
             assert queue.deferred(waited_for.id).result(PATIENCE) == 5
             assert other.result(PATIENCE) == 6
+        else:
+            with pytest.raises(BrokerUnavailable, match=other.id):
+                other.result(PATIENCE)
 
 
 INTERRUPTED = """

@@ -116,6 +116,13 @@ def test_names_of_spaces_are_words_with_dots(name: str) -> None:
         TaskSpace(name)
 
 
+@pytest.mark.parametrize("main", ["__main__", "__mp_main__"])
+def test_spaces_of_a_main_file_have_one_name_in_the_program_and_in_its_worker_processes(main: str) -> None:
+    assert TaskSpace(main).name == "__main__"
+    assert TaskSpace(f"{main}.mail").name == "__main__.mail"
+    assert TaskSpace(f"{main}2").name == f"{main}2"
+
+
 def test_what_can_be_no_task_leaves_nothing_behind() -> None:
     space, other = TaskSpace("shop"), TaskSpace("shop")
     for wrong in (len, Stock().take, classmethod(function()), functools.partial(function(), 1)):

@@ -89,7 +89,7 @@ def after_death(
             return condemned
         case TimedOut(limit):
             error = f"timed out: time limit of {limit:g} s"
-            if workitem.failures < group.retries:
+            if workitem.failures < _retries(workitem, group):
                 return _retry(workitem, group, error, jitter)
             return TimedOut(limit, formats.failed_result(workitem, error, "", known))
         case Crashed(why):
@@ -109,6 +109,12 @@ def unwanted(outcome: Outcome) -> Outcome:
             return Cancelled(error)
         case _:
             return Cancelled()
+
+
+def _retries(workitem: Workitem, group: Group) -> int:
+    """Those of a task, where it says so; else those of its group."""
+    own = workitem.headers.get("retries") if "task" in workitem.headers else None
+    return group.retries if isinstance(own, bool) or not isinstance(own, int) else own
 
 
 def _crashed(workitem: Workitem, how: str, known: Formats) -> Crashed:

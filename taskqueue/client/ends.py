@@ -145,11 +145,15 @@ class Ends:
     def abandon(self) -> None:
         """Tell those who still wait that nobody listens any more."""
         with self._lock:
-            waiting = {each: None for each in self._wanted.values() if each is not None}
+            waiting = {each: None for each in self.abandoned() if each is not None}
             waiting |= {each: None for following in self._followers.values() for each in following}
             self._wanted.clear()
             self._followers.clear()
         _settle([(each, _closed(each.id)) for each in waiting])
+
+    def abandoned(self) -> list[Waiting | None]:
+        """Who is told so."""
+        return list(self._wanted.values())
 
     def _run(self) -> None:
         with self._lock:
@@ -326,6 +330,18 @@ class ReplyEnds(Ends):
         super().__init__()
         self._producer = producer
 
+    def sent(self, waiting: Iterable[Waiting]) -> None:
+        super().sent(waiting)
+        while self._thread is None and self._hear(timeout=0):  # else they would pile up as long as nobody waits
+            pass
+
+    def want(self, waiting: Sequence[Waiting]) -> None:
+        with self._lock:
+            ours = [each for each in waiting if each in self._waiting(each.id)]
+        _settle([(each, _unheard(each.id)) for each in waiting if each not in ours])
+        if ours:
+            super().want(ours)
+
     def look(self, waiting: Waiting) -> None:
         self.want([waiting])
 
@@ -333,17 +349,32 @@ class ReplyEnds(Ends):
         return 0  # the thread is at it
 
     def listen(self) -> None:
-        reply, found = self._producer.next_reply(timeout=REPLY_EVERY), {}
+        self._hear(timeout=REPLY_EVERY)
+
+    def _hear(self, timeout: float) -> bool:
+        """Tell of replies, for the first of which there are `timeout` seconds; whether there was one."""
+        reply, found = self._producer.next_reply(timeout=timeout), {}
         while reply is not None:
             found[reply.correlation_id] = _end_in(reply)
             reply = self._producer.next_reply(timeout=0) if len(found) < LOOK_AT else None
         self.tell(found)
+        return bool(found)
+
+    def abandoned(self) -> list[Waiting | None]:
+        return [*self._known.values()]
 
     def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
         return Unsupported(
             f"the value of task {id} is that of {next_id}, whose reply goes to whoever submitted that: values like "
             "that need a broker that keeps records: postgresql://, or sqlite:/// on one host"
         )
+
+
+def _unheard(id: str) -> Unsupported:
+    return Unsupported(
+        f"task {id} was submitted before the queue was closed, or by another process, which its reply goes to: "
+        "postgresql://, or sqlite:/// on one host, keep records"
+    )
 
 
 def _end_in(reply: Workitem) -> End:

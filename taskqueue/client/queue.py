@@ -57,14 +57,16 @@ class Queue(Submitter, Sender):
         self.task_options = task_options or TaskOptions()
         self.max_body = Config().max_body
         self._there = Here(broker)
+        self._children: dict[int, Here] = {}
         Sender.__init__(self, lambda workitems: self._here.producer.send(workitems))
         Submitter.__init__(self, self, {})
 
     @property
     def _here(self) -> Here:
-        if self._there.pid != os.getpid():
-            self._there = Here(self.broker, self._there)
-        return self._there
+        here, pid = self._there, os.getpid()
+        if here.pid != pid:  # by setdefault several threads agree on one; a lock might have been locked in the fork
+            here = self._there = self._children.setdefault(pid, Here(self.broker, here))
+        return here
 
     @property
     def lock(self) -> threading.Lock:

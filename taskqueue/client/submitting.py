@@ -127,8 +127,13 @@ class Submitter:
         return value if isinstance(value, Deferred) else self._queue.ended_with(value, task)
 
     def _options_of(self, task: Task | None) -> dict[str, Any]:
-        own = {} if task is None else task.options
-        return {"result_timeout": KEPT, **self._queue.task_options, **own, **self._options}
+        found: dict[str, Any] = {"result_timeout": KEPT}
+        for options in (self._queue.task_options, {} if task is None else task.options, self._options):
+            if "delay" in options or "due" in options:  # two ways to say the same: the later one wins
+                found.pop("delay", None)
+                found.pop("due", None)
+            found.update(options)
+        return found
 
     def _expect_result(self, task: Task, what: str) -> None:
         if self._options_of(task).get("ignore_result"):

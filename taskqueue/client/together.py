@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import queue as queues
 import threading
 import time
@@ -89,7 +90,12 @@ def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:
     """Pass on deferreds as they end, or the values of `map` as they come; with a bar where there is a terminal."""
     import tqdm  # which nobody shall wait for who draws no bar
 
-    items = list(tasks) if isinstance(tasks, Sized) else tasks
+    items: Iterable[T] = tasks
+    if isinstance(tasks, Sized):
+        items = list(tasks)
+    else:
+        first = list(itertools.islice(rest := iter(tasks), 1))
+        items = [*first, *rest] if any(isinstance(each, Deferred) for each in first) else itertools.chain(first, rest)
     total = len(items) if isinstance(items, list) else None
     several = isinstance(items, list) and all(isinstance(each, Deferred) for each in items)
     found: Any = as_completed(items) if several else items  # type: ignore[arg-type]
