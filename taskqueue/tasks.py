@@ -325,7 +325,7 @@ class TaskWorker(BaseWorker):
         try:
             value = self._call(task)
             return _result(task, asyncio.run(self._awaited(value)) if inspect.iscoroutine(value) else value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._told(task, error) from error
 
     async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -380,7 +380,7 @@ class TaskWorker(BaseWorker):
         _context.set(TaskContext(self, workitem, task.name))
         return task.function(*arguments, **named)
 
-    def _told(self, task: Task, error: Exception) -> Exception:
+    def _told(self, task: Task, error: Exception | SystemExit) -> BaseException:
         """What to raise for it: it is tried again as often as the task's options say, after errors that they name."""
         if isinstance(error, Retry | Reject | Blocked | TaskCancelled):
             return error
@@ -388,7 +388,7 @@ class TaskWorker(BaseWorker):
         if isinstance(named, list):
             if not any(name_of(kind) in named for kind in type(error).__mro__):
                 return Failure(error, 0)
-        elif not isinstance(error, task.options.get("retry_on", Exception)):
+        elif not isinstance(error, task.options.get("retry_on", BaseException)):
             return Failure(error, 0)
         retries = self.workitem.headers.get("retries", task.options.get("retries"))
         return Failure(error, retries) if isinstance(retries, int) else error
@@ -401,7 +401,7 @@ class AsyncTaskWorker(TaskWorker):
         task = self._task()
         try:
             return _result(task, await self._call(task))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._told(task, error) from error
 
 

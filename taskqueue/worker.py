@@ -135,6 +135,7 @@ class BaseWorker:
     def cancelled(self) -> bool:
         """Whether somebody wants the workitem no more that is handled: what it returns still counts, if it is quick.
 
+        In threads of a program also whether its time limit is over, for which nobody can be killed there.
         Half of its group's `cancel_timeout` later its process is terminated.  With RabbitMQ nothing is cancelled.
         """
         return self.is_unwanted is not None and self.is_unwanted()

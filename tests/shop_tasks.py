@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -153,3 +154,80 @@ def promise(id: str) -> Any:
 @space.task
 def promises(ids: list[str]) -> list[Any]:
     return [taskqueue.Deferred(id, None, "shop.num") for id in ids]
+
+
+class Stock:
+    def __init__(self) -> None:
+        self.pieces = 10
+
+    def take(self, pieces: int) -> int:
+        self.pieces -= pieces
+        return self.pieces
+
+
+stock = Stock()
+take = space.expose(stock.take)
+
+
+@dataclass(frozen=True)
+class Parts:
+    first: Any
+    others: Any
+
+
+@space.task
+def weigh(parts: Parts) -> int:
+    return parts.first + sum(parts.others)  # type: ignore[no-any-return]
+
+
+@space.task
+def halfway() -> None:
+    taskqueue.current().progress(1, 2, "halfway")
+    until_cancelled()
+
+
+@space.task(retries=5)
+def stubborn() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    taskqueue.current().progress(1)
+    while True:
+        time.sleep(1)
+
+
+@space.task(priority=7, reference="order:1", retries=1, result_timeout=5)
+def particular() -> int:
+    return taskqueue.current().attempt
+
+
+@space.task
+def leave() -> None:
+    raise SystemExit(taskqueue.current().attempt)
+
+
+called: list[int] = []
+
+
+@space.task
+def once(value: int) -> int:
+    called.append(value)
+    return wait(value)
+
+
+coroutines = taskqueue.TaskSpace("lines")
+
+
+@coroutines.task(time_limit=0.3)
+async def patient() -> None:
+    await asyncio.sleep(3600)
+
+
+@coroutines.task(time_limit=0.3)
+async def blocking() -> None:
+    time.sleep(3)
+
+
+@coroutines.task
+async def once_more(value: int) -> int:
+    called.append(value)
+    await asyncio.sleep(1)
+    return value

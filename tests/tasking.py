@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ ALL = [*STORES, pytest.param("amqp", marks=pytest.mark.services)]
 
 def make_url(request: pytest.FixtureRequest, kind: str) -> str:
     if kind == "memory":
-        return "memory://"
+        return f"memory://{uuid.uuid4()}"
     if kind == "sqlite":
         directory: Path = request.getfixturevalue("tmp_path")
         return f"sqlite:///{directory}/queue.db"

@@ -18,13 +18,11 @@ from shop_tasks import (
     Order,
     fail,
     invoice,
-    limited,
     num,
     plus,
     quiet,
     repaint,
     same,
-    space,
     wait,
 )
 from tasking import ALL, PATIENCE, STORES, make_url, served, until
@@ -194,13 +192,3 @@ class TestIdentity:
             return isinstance(error, TaskExpired)
 
         until(expired)
-
-
-@pytest.mark.parametrize("how", [{"threads": 2}, {"processes": 2}])
-def test_a_task_that_takes_longer_than_it_says_has_failed(url: str, how: dict[str, int]) -> None:
-    shop_tasks.gate.clear()
-    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, retry_delay="0", **how):
-        with pytest.raises(TaskFailure, match=r"timed out: time limit of 0\.3 s"):
-            queue.submit(limited).result(PATIENCE)
-        shop_tasks.gate.set()
-        assert queue.submit(num, 7).result(PATIENCE) == 7

@@ -153,7 +153,7 @@ with taskqueue.running(queue, space, threads=2):
         try:
             armed = True
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
-            while True:
+            while armed:  # Python loses what is raised while it cleans up after weak references
                 task = queue.submit(num, 1)
                 task.done()
                 task.result()

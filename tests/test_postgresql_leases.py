@@ -95,6 +95,19 @@ def test_a_carrier_that_hangs_loses_its_lease_to_another_host_and_knows(database
     assert database.rows("SELECT body FROM taskqueue.workitems WHERE queue = 'results'") == [(b"now",)]
 
 
+def test_a_carrier_whose_program_was_held_up_keeps_its_lease_where_nobody_has_taken_over(database: Database) -> None:
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        held = await lent(consumer, 1)
+        time.sleep(4.0)
+        await asyncio.sleep(1.0)  # until it has noticed
+        assert not held[0].lease.lost
+        assert await settle(consumer, held, Done(Payload(b"now"))) == [True]
+
+    send(database.url, b"1")
+    run(f"{database.url}?heartrate=1", work)
+
+
 def test_a_carrier_gives_its_lease_up_before_others_may_take_over(spare_database: Database) -> None:
     heartrate = 1.0
 

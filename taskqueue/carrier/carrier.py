@@ -113,12 +113,16 @@ class Carrier:
         if self._chores is not None:
             self._chores.keep(keeping)
 
-    def open(self, broker: Broker) -> None:
-        """Work with `broker`, which is the carrier's to close.  Once, after `configure`."""
+    def open(self, broker: Broker, *, alone: bool = False) -> None:
+        """Work with `broker`, which is the carrier's to close.  Once, after `configure`.
+
+        alone: no dispatcher may be there to take what the broker gives up; over a store none need be anyway.
+        """
         self._broker = broker
         broker.watch(self._manager.troubled)
         if broker.capabilities.store:
             self._chores = Chores(broker.store(), self._keeping)
+        if alone or broker.capabilities.store:
             self._dropped = Dropped(broker)
 
     def add(self, pid: int, group: Group, sock: socket.socket) -> None:
@@ -260,6 +264,9 @@ class Carrier:
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._manager.kill(process.pid)
+
+    def left(self, process: WorkerProcess, what: str) -> None:
+        log.warning("%s: %s: a handler goes on, and is left alone", process.group.name, what)
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         log.warning(

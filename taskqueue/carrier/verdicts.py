@@ -26,7 +26,7 @@ from taskqueue.process.calling import LONGEST_DELAY
 from taskqueue.retry import backoff
 from taskqueue.workitem import Workitem
 
-__all__ = ["Verdict", "after_answer", "after_death", "unwanted"]
+__all__ = ["Verdict", "after_answer", "after_death", "own_limit", "unwanted"]
 
 Verdict = TimedOut | Crashed | Cancelled | Release
 """What a worker process was killed for, as far as one workitem is concerned that it ran; or that it is unwanted."""
@@ -109,6 +109,14 @@ def unwanted(outcome: Outcome) -> Outcome:
             return Cancelled(error)
         case _:
             return Cancelled()
+
+
+def own_limit(workitem: Workitem) -> float:
+    """The `time_limit` of a task, seconds; 0: it has none."""
+    limit = workitem.headers.get("time_limit") if "task" in workitem.headers else None
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
+        return 0.0
+    return float(limit)
 
 
 def _retries(workitem: Workitem, group: Group) -> int:

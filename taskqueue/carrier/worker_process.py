@@ -18,19 +18,19 @@ from taskqueue.carrier.memory import Memory, mebibytes
 from taskqueue.carrier.owner import Cut, Owner
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.carrier.shared import Shared
-from taskqueue.carrier.verdicts import Verdict, after_answer, unwanted
+from taskqueue.carrier.verdicts import Verdict, after_answer, after_death, own_limit, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Cancelled, Crashed, Outcome, Release, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Done, Outcome, Release, TimedOut
 from taskqueue.process.handing import bodies, properties
 from taskqueue.process.protocol import Frames, Kind
 from taskqueue.process.wire import Wire
-from taskqueue.workitem import Workitem
 
 __all__ = ["WorkerProcess"]
 
 LOOK_EVERY = 0.01  # seconds, into the journal, while others wait behind the one that runs
 WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
+LEAVE_WITHIN = 1.0  # seconds, in which threads of a program let go of what runs too long
 
 
 class WorkerProcess:
@@ -74,6 +74,7 @@ class WorkerProcess:
         self._completes = False  # whether its handlers may end workitems by themselves
         self._completing: set[int] = set()  # those that they may have ended so
         self._cancelling = Cancelling(group.cancel_timeout)
+        self._leaving: dict[int, TimedOut] = {}  # what runs too long where nobody can be killed for it
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
@@ -199,19 +200,28 @@ class WorkerProcess:
 
     def _limit(self, number: int) -> float:
         """Seconds that it may take: a task says so itself, or its group does; 0: any time."""
-        return _own_limit(self._handed[number].workitem) or self.group.time_limit
+        return own_limit(self._handed[number].workitem) or self.group.time_limit
 
     def _deadlines(self) -> dict[int, float]:
         """When those that have a slot have taken too long, monotonic seconds."""
-        return {number: since + limit for number, since in self._since.items() if (limit := self._limit(number))}
+        return {
+            number: since + limit + (LEAVE_WITHIN if number in self._leaving else 0.0)
+            for number, since in self._since.items()
+            if (limit := self._limit(number))
+        }
 
     def _check_limits(self, now: float) -> None:
         most = self.group.memory_limit
-        over = {number: self._limit(number) for number, at in self._deadlines().items() if now >= at}
+        over = {number: TimedOut(self._limit(number)) for number, at in self._deadlines().items() if now >= at}
         if over:
-            self.condemn({number: TimedOut(limit) for number, limit in over.items()})
             self._note_work()
-            self._owner.over_limit(self, f"time limit of {min(over.values()):g} s")
+            what = f"time limit of {min(late.limit for late in over.values()):g} s"
+            if self.group.can_be_killed or not over.keys().isdisjoint(self._leaving):
+                self.condemn(over)
+                self._owner.over_limit(self, what)
+            else:
+                self._leave(over)
+                self._owner.left(self, what)
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
             size = self._memory.resident()
@@ -219,6 +229,14 @@ class WorkerProcess:
                 why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
                 self.condemn(dict.fromkeys(self.started(), Crashed(why)))
                 self._owner.over_limit(self, why)
+
+    def _leave(self, over: Mapping[int, TimedOut]) -> None:
+        """Have these ended in place of their handlers, which are told, and go on: others take their slots."""
+        self._leaving.update(over)
+        for slot, number in enumerate(self._shared.started()):
+            if number in over:
+                self._shared.cancel(slot, number)
+        self._wire.send(Kind.LEAVE, list(over))
 
     def _note_work(self) -> None:
         if not self._worked:
@@ -350,7 +368,7 @@ class WorkerProcess:
                     return
                 seconds = _seconds(nanoseconds)
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
-                outcome = self._judged(self._handed[number], answer, payload)
+                outcome = self._judged(number, answer, payload)
                 delivery = self._take(number)
                 if number in self._cancelling:
                     self._cancelling.over(number)
@@ -399,18 +417,15 @@ class WorkerProcess:
             name = "max_memory" if limit == self.group.max_memory else "memory_limit"
             self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(limit)})"
 
-    def _judged(self, delivery: Delivery, answer: Sequence[Any], payload: bytes) -> Outcome:
+    def _judged(self, number: int, answer: Sequence[Any], payload: bytes) -> Outcome:
         if len(payload) > self._max_result:
             raise ValueError(f"a result of {len(payload)} bytes")
-        return after_answer(delivery.workitem, self.group, answer, payload, jitter=random.random(), known=self.formats)
-
-
-def _own_limit(workitem: Workitem) -> float:
-    """The `time_limit` of a task, seconds; 0: it has none."""
-    limit = workitem.headers.get("time_limit") if "task" in workitem.headers else None
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
-        return 0.0
-    return float(limit)
+        workitem, jitter = self._handed[number].workitem, random.random()
+        outcome = after_answer(workitem, self.group, answer, payload, jitter=jitter, known=self.formats)
+        late = self._leaving.pop(number, None)
+        if late is None or isinstance(outcome, Done):
+            return outcome
+        return after_death(workitem, self.group, "", late, jitter=jitter, known=self.formats)
 
 
 def _seconds(nanoseconds: Any) -> float:

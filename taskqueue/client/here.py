@@ -7,7 +7,6 @@ import threading
 
 from taskqueue import broker
 from taskqueue.client.ends import Ends, ReplyEnds, StoreEnds
-from taskqueue.errors import Unsupported
 from taskqueue.store import Store
 
 __all__ = ["Here"]
@@ -38,10 +37,7 @@ class Here:
         """What knows every workitem.  Raises Unsupported."""
         with self._opening:
             if self._store is None:
-                try:
-                    self._store = self._broker.store()
-                except Unsupported as reason:
-                    raise Unsupported(f"sending is all that this broker does: {reason}") from None
+                self._store = self._broker.store()
             return self._store
 
     def close(self) -> None:

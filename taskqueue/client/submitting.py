@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from taskqueue.client.deferred import Deferred
@@ -35,6 +36,7 @@ class Submitter:
         check(options)
         self._queue = queue
         self._options = options
+        self._headers: Mapping[str, Any] = MappingProxyType({})  # those that were sent last
 
     @overload
     def submit(
@@ -163,10 +165,11 @@ class Submitter:
             encoded.payload.body,
             content_type=encoded.payload.content_type,
             id=id(*args, **kwargs) if callable(id) else id,
-            headers=headers,
             **{k: options[k] for k in ("priority", "reference", "delay", "due", "expiration") if k in options},
         )
-        return found._replace(after=encoded.after)
+        if (last := self._headers) != headers:  # else one is enough for all that are in memory
+            last = self._headers = MappingProxyType(headers)
+        return found._replace(after=encoded.after, headers=last)
 
     def _sent(self, calls: Sequence[tuple[Task | str, Workitem]]) -> list[Deferred[Any]]:
         return self._queue.sent(calls, unique=any(workitem.id for _, workitem in calls))

@@ -41,7 +41,7 @@ class Group:
     user: empty: not named (see `effective_user`).
     threads, concurrency: how many workitems each process runs at once, by the kind of its `handle_task`.
     prefetch: deliveries held; 0: as many as fit the measured run time.
-    retry_delay, retry_max_delay, stop_timeout, cancel_timeout: seconds.
+    retry_delay, retry_max_delay, stop_timeout, cancel_timeout: seconds; the last is infinite for threads of a program.
     time_limit, soft_time_limit: seconds; 0: none.
     memory_limit, max_memory: bytes; 0: none.
     max_tasks: workitems; 0: any number.
@@ -88,6 +88,11 @@ class Group:
     def slots(self) -> int:
         """How many workitems each process runs at once."""
         return max(self.threads, self.concurrency)
+
+    @property
+    def can_be_killed(self) -> bool:
+        """Whether what goes on too long can be ended: not in threads of a program."""
+        return self.cancel_timeout < float("inf")
 
     @property
     def label(self) -> str:

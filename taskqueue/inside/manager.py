@@ -84,7 +84,7 @@ class Manager:
         self._trouble = ""
         self._carrier = Carrier(self)
         self._carrier.configure(hello, keeping)
-        self._carrier.open(broker)
+        self._carrier.open(broker, alone=True)
         self._workers = workers(self._carrier, self._wake.set)
 
     async def run(self) -> None:

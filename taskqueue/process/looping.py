@@ -72,8 +72,9 @@ class InLoop:
                 self._end(None)
             elif kind == Kind.WORK:
                 self._waiting.extend(items(meta, payload))
-            elif kind == Kind.CANCEL and (handling := self._handling.get(meta[0])) is not None:
-                handling.cancel()
+            elif kind in (Kind.CANCEL, Kind.LEAVE):
+                for handling in filter(None, map(self._handling.get, meta)):
+                    handling.cancel()
         self._fill(desk)
 
     def _fill(self, desk: Desk) -> None:

@@ -3,7 +3,7 @@
 A frame is kind, JSON and bytes.  Nothing that comes from a worker process is ever unpickled or trusted: a frame that
 is no frame raises ValueError, and its sender is killed.
 
-    carrier -> worker process   HELLO (and the shared memory), WORK, CANCEL, STOP
+    carrier -> worker process   HELLO (and the shared memory), WORK, CANCEL, LEAVE, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, COMPLETING, LOG
     manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
     carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
@@ -56,6 +56,7 @@ class Kind(enum.IntEnum):
     WORKED = 24
     COMPLETING = 25
     CANCEL = 26
+    LEAVE = 27
 
 
 def pack(kind: Kind, meta: Any = None, payload: bytes = b"") -> bytes:

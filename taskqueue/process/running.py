@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from taskqueue.errors import PluginError
 from taskqueue.formats import ONLY_BUILTIN, Formats
-from taskqueue.process.calling import call, caller
+from taskqueue.process.calling import Answer, call, caller
 from taskqueue.process.desk import Desk, Item, current, items
 from taskqueue.process.limits import Watch, by_alarm
 from taskqueue.process.line import Line
@@ -113,21 +113,41 @@ class InThreads:
             self._handle = self._watch.limited(self._handle)
         self._threads: int = hello["threads"]
         self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._running: list[tuple[Item, float] | None] = [None] * self._threads  # with when it was started, monotonic
 
     def call(self, function: Callable[[], Any]) -> None:
         function()
 
     def run(self, line: Line, desk: Desk) -> None:
         for slot in range(self._threads):
-            # Daemons: what still runs when the carrier is gone is done again, and not waited for.
-            threading.Thread(target=self._work, args=(line, desk, slot), name=f"handler-{slot}", daemon=True).start()
+            self._start(line, desk, slot)
         for kind, meta, payload in line.frames():
             if kind == Kind.STOP:
                 return
             if kind == Kind.WORK:
                 for item in items(meta, payload):
                     self._waiting.put(item)
+            if kind == Kind.LEAVE:
+                for number in meta:
+                    self._leave(line, desk, number)
         raise ConnectionResetError("the carrier is gone")
+
+    def _start(self, line: Line, desk: Desk, slot: int) -> None:
+        # Daemons: what still runs when the carrier is gone is done again, and not waited for.
+        threading.Thread(target=self._work, args=(line, desk, slot), name=f"handler-{slot}", daemon=True).start()
+
+    def _leave(self, line: Line, desk: Desk, number: int) -> None:
+        """End what runs as `number` in place of its handler, whose thread another one replaces."""
+        with self._lock:
+            found = [slot for slot, each in enumerate(self._running) if each and each[0].number == number]
+            if not found:  # it has ended meanwhile
+                return
+            (slot,) = found
+            left, self._running[slot] = self._running[slot], None
+        assert left is not None
+        desk.end(*left, Answer(("reject", "its handler was left alone")))
+        self._start(line, desk, slot)
 
     def close(self) -> None:
         for _ in range(self._threads):
@@ -142,9 +162,14 @@ class InThreads:
                 if workitem is None:
                     desk.unstarted([item])
                     continue
-                started = time.monotonic()
+                self._running[slot] = mine = item, time.monotonic()
                 handled_here.set(current(workitem, item.inputs))
-                desk.end(item, started, call(self._handle, workitem, self._max_result, self._known))
+                answer = call(self._handle, workitem, self._max_result, self._known)
+                with self._lock:
+                    if self._running[slot] is not mine:
+                        return  # it was left alone: another thread is in its place
+                    self._running[slot] = None
+                desk.end(*mine, answer)
         except OSError:
             return  # the carrier is gone, which the main thread sees as well
         except BaseException:  # a thread that ends in silence would leave its workitem lying

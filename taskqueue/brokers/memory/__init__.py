@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 import queue as queues
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterable
 
 from taskqueue.broker import Broker, Capabilities, Consumer, DeadLetters, Joined, Options, Producer
@@ -23,11 +25,17 @@ from taskqueue.workitem import DROPPED, Workitem, worker_queue
 
 __all__ = ["MemoryBroker", "open_broker"]
 
+NEVER = float("inf")  # one for all workitems
+
 
 class MemoryBroker:
-    """Everything is in one dictionary of heaps, under one lock; lost with the program."""
+    """Everything is in one dictionary of heaps, under one lock; lost with the program.
+
+    pid: the process that it is in.
+    """
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
+        self.pid = os.getpid()
         self.capabilities = Capabilities(several_hosts=False, several_programs=False, priorities=True, store=True)
         self.clock = clock
         self.lock = threading.Lock()
@@ -47,7 +55,7 @@ class MemoryBroker:
                 replies.put(workitem)
             return
         now = self.clock.wall()
-        expires = float("inf") if workitem.expiration is None else max(now, workitem.due or now) + workitem.expiration
+        expires = NEVER if workitem.expiration is None else max(now, workitem.due or now) + workitem.expiration
         item = (-(workitem.priority or 0), next(self._order), expires, workitem)
         if not send.goes_on:
             self.records.born(queue, workitem)
@@ -137,6 +145,14 @@ class MemoryBroker:
         self._waiting.pop(queue, None)
         return items
 
+    def check_process(self) -> None:
+        """Raise Unsupported in a child after a fork, which has a copy that nobody else looks into."""
+        if os.getpid() != self.pid:
+            raise Unsupported(
+                "memory:// is in the program that connected to it, which this process was forked from: sqlite:/// and "
+                "postgresql:// are for several processes"
+            )
+
     def producer(self) -> Producer:
         return MemoryProducer(self)
 
@@ -144,6 +160,7 @@ class MemoryBroker:
         raise Unsupported("memory:// is in no database; postgresql:// and sqlite:/// send in a transaction of yours")
 
     def consumer(self, queue: str, *, reserve: int) -> Consumer:
+        self.check_process()
         consumer = MemoryConsumer(self, queue)
         with self.lock:
             self._consumers = [*(c for c in self._consumers if not c.closed), consumer]
@@ -156,6 +173,7 @@ class MemoryBroker:
         asyncio.get_running_loop().call_soon(told, "")
 
     def store(self) -> Store:
+        self.check_process()
         return MemoryStore(self.records, self)
 
     def anew(self) -> Broker:
@@ -187,6 +205,17 @@ class MemoryBroker:
         self._replies.pop(name, None)
 
 
+_named: weakref.WeakValueDictionary[str, MemoryBroker] = weakref.WeakValueDictionary()
+_naming = threading.Lock()
+
+
 def open_broker(options: Options) -> Broker:
-    """A new, empty broker for the URL `memory://`."""
-    return MemoryBroker()
+    """A new, empty broker for the URL `memory://`; for `memory://name` the one of that name, as long as it is used."""
+    name = options.url.partition("://")[2]
+    if not name:
+        return MemoryBroker()
+    with _naming:
+        broker = _named.get(name)
+        if broker is None or broker.pid != os.getpid():
+            broker = _named[name] = MemoryBroker()
+        return broker

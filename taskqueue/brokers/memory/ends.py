@@ -31,6 +31,7 @@ class Place(Protocol):
     records: Records
     dependencies: Dependencies
 
+    def check_process(self) -> None: ...
     def send(self, send: Send) -> None: ...
     def put_back(self, queue: str, item: Item) -> None: ...
     def take(self, queue: str, limit: int) -> tuple[list[Item], float | None]: ...
@@ -56,6 +57,7 @@ class MemoryProducer:
                 "memory:// is in the program that runs this worker process, which can't send to it: take threads, or "
                 "sqlite:/// for processes whose tasks submit tasks"
             )
+        self._broker.check_process()
         named = [workitem.named() for workitem in workitems]
         if reply:
             named = [w._replace(reply_to=self._reply_to, correlation_id=w.correlation_id or w.id) for w in named]

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 RETRY_BASE, RETRY_MAXIMUM = 0.1, 15.0  # seconds
 VALID = 1.8  # heartrates after which a lease that could not be renewed is given up; others take over after 2
+HELD_UP = 0.1  # heartrates that a timer may be late; else it was this event loop that kept it from being renewed
 ANSWER_WITHIN = 60.0  # seconds for a statement of milliseconds; then the connection is taken to be dead
 
 
@@ -73,6 +74,7 @@ class Link:
         self._former = 0
         self._renew_at = 0.0
         self._valid: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Future[None] | None = None  # kept, for the event loop does not
 
     async def call(self, function: str, *arguments: object) -> Any:
         """What a function of the schema returns; an outage is waited out."""
@@ -192,8 +194,19 @@ class Link:
         self._renew_at = begun + heartrate
         if self._valid is not None:
             self._valid.cancel()
+        until = begun + VALID * heartrate
+        self._valid = loop.call_at(until, self._overdue, until)
+
+    def _overdue(self, until: float) -> None:
+        loop, heartrate = asyncio.get_running_loop(), self.place.heartrate
         why = f"it could not be renewed for {VALID * heartrate:g} s"
-        self._valid = loop.call_at(begun + VALID * heartrate, self.lose, why)
+        if loop.time() - until <= HELD_UP * heartrate:
+            self.lose(why)
+            return
+        # Nobody tried to, as where a handler in a thread of the same program holds the interpreter lock: the database
+        # knows whether somebody has taken over.
+        self._valid = loop.call_later((2.0 - VALID) * heartrate, self.lose, why)
+        self._renewing = asyncio.ensure_future(self.patiently(self._renew))
 
     def lose(self, why: str) -> None:
         """From now on others may have what was lent: everything begins anew, under another number."""
