@@ -94,6 +94,11 @@ class Deferred(Promise, Generic[T]):
                 return
         told()
 
+    def untell(self, told: Callable[[], object]) -> None:
+        """Don't call `told` any more, where that was not done yet."""
+        with self.queue.lock:
+            self._told = [each for each in self._told or () if each != told] or None
+
     def when_done(self, told: Callable[[], object]) -> None:
         """The same, and have somebody listen."""
         self.tell(told)
@@ -109,8 +114,7 @@ class Deferred(Promise, Generic[T]):
         self.when_done(over.release)
         if over.acquire(timeout=-1 if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             return True
-        with self.queue.lock:
-            self._told = [each for each in self._told or () if each != over.release] or None
+        self.untell(over.release)
         return self._end is not None
 
     def result(self, timeout: float | None = None) -> T:
@@ -194,8 +198,11 @@ class Deferred(Promise, Generic[T]):
                 loop.call_soon_threadsafe(_set, over)
 
         if self._end is None:
-            yield from loop.run_in_executor(None, self.when_done, told).__await__()
-            yield from over.__await__()
+            try:
+                yield from loop.run_in_executor(None, self.when_done, told).__await__()
+                yield from over.__await__()
+            finally:
+                self.untell(told)  # where this was cancelled, and its task goes on
         return self.result(0.0)
 
     def __repr__(self) -> str:

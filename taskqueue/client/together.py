@@ -76,14 +76,19 @@ def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None)
     waiting = _checked(deferreds)
     over: queues.SimpleQueue[Deferred[T]] = queues.SimpleQueue()
     deadline = _deadline(timeout)
-    for each in waiting:
-        each.tell(functools.partial(over.put, each))
-    want(waiting)
-    for _ in waiting:
-        try:
+    told = [(each, functools.partial(over.put, each)) for each in waiting]
+    for each, tell in told:
+        each.tell(tell)
+    try:
+        want(waiting)
+        for _ in waiting:
             yield over.get(timeout=_left(deadline))
-        except queues.Empty:
-            raise ResultTimeout(next(each.id for each in waiting if not each.has_ended), timeout or 0.0) from None
+    except queues.Empty:
+        raise ResultTimeout(next(each.id for each in waiting if not each.has_ended), timeout or 0.0) from None
+    finally:
+        for each, tell in told:
+            if not each.has_ended:
+                each.untell(tell)
 
 
 def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:

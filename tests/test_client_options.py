@@ -1,0 +1,92 @@
+"""What is said of tasks where they are made, of a queue, or of a call; over all stores."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+import shop_tasks
+from shop_tasks import coroutines, num, particular, patient, wait
+from tasking import PATIENCE, STORES, make_url, served, until
+
+import taskqueue
+from taskqueue.brokers.memory import MemoryBroker
+from taskqueue.clock import SystemClock
+from taskqueue.errors import TaskExpired, TaskFailure
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Iterator[taskqueue.Queue]:
+    with served(make_url(request, request.param)) as queue:
+        yield queue
+
+
+def test_the_options_of_a_task_hold_unless_its_queue_or_its_call_says_otherwise(store: taskqueue.Queue) -> None:
+    due = time.time() + 0.1
+    own = store.record(store.submit(particular).id)
+    with taskqueue.connect("memory://", priority=3, reference="order:3") as other:
+        deferred = other.submit(num, 1)
+        assert (other.record(deferred.id).priority, other.record(deferred.id).reference) == (3, "order:3")
+    called = store.options(priority=9, reference="order:2", due=due, retries=3).submit(particular)
+    record = store.record(called.id)
+
+    assert (own.priority, own.reference, own.due) == (7, "order:1", None)
+    assert (record.priority, record.reference, record.due) == (9, "order:2", pytest.approx(due, abs=1e-3))
+    assert called.result(PATIENCE) == 1
+    assert [one.id for one in store.history(reference="order:2")] == [called.id]
+
+
+class Later(SystemClock):
+    by = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.by
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, 3600.0), ({"result_timeout": 60}, 60.0)])
+def test_a_result_is_kept_for_an_hour_unless_somebody_says_otherwise(
+    options: taskqueue.TaskOptions, kept: float
+) -> None:
+    clock = Later()
+    shop_tasks.gate.set()
+    with taskqueue.Queue(MemoryBroker(clock)) as queue, taskqueue.running(queue, shop_tasks.space, threads=1):
+        id = queue.options(**options).submit(wait, 5).id
+        until(lambda: queue.record(id).ended)
+        clock.by = kept - 30
+        assert queue.deferred(id).result(PATIENCE) == 5
+        clock.by = kept + 30
+        with pytest.raises(TaskExpired):
+            queue.deferred(id).result(PATIENCE)
+
+
+def test_coroutines_of_a_space_of_coroutines_are_cancelled(request: pytest.FixtureRequest) -> None:
+    with (
+        taskqueue.connect(make_url(request, "sqlite")) as queue,
+        taskqueue.running(queue, coroutines, processes=1),
+    ):
+        running = queue.options(time_limit=None).submit(patient)
+        until(lambda: running.status == "running")
+
+        assert running.cancel()
+        error = running.exception(PATIENCE)
+        assert isinstance(error, TaskFailure) and error.state == "cancelled"
+
+
+def test_who_waits_no_more_leaves_nothing_behind(store: taskqueue.Queue) -> None:
+    deferred = store.submit(wait, 1)
+
+    async def impatient() -> None:
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await deferred
+            with contextlib.suppress(taskqueue.errors.ResultTimeout):
+                list(taskqueue.as_completed([deferred], timeout=0.01))
+
+    asyncio.run(impatient())
+    assert deferred._told is None
+    shop_tasks.gate.set()
+    assert deferred.result(PATIENCE) == 1
