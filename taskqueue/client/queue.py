@@ -22,7 +22,10 @@ from taskqueue.lifecycle import State
 from taskqueue.outcome import Payload
 from taskqueue.record import Record
 from taskqueue.store import Store
-from taskqueue.tasks import Task, TaskOptions, check, promise_of, result_classes
+from taskqueue.tasks import Task, TaskOptions
+from taskqueue.tasks.options import check
+from taskqueue.tasks.promise import promise_of
+from taskqueue.tasks.space import result_classes
 from taskqueue.workitem import Workitem, is_type
 
 __all__ = ["Queue", "connect"]

@@ -13,7 +13,9 @@ from taskqueue.client.sending import workitem
 from taskqueue.errors import FormatError
 from taskqueue.formats import values
 from taskqueue.formats.classes import name_of
-from taskqueue.tasks import Task, check, promise_of, several, task_of
+from taskqueue.tasks import Task, task_of
+from taskqueue.tasks.options import check, several
+from taskqueue.tasks.promise import promise_of
 from taskqueue.workitem import Workitem
 
 if TYPE_CHECKING:
