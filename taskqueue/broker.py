@@ -242,8 +242,12 @@ class Broker(Protocol):
 
     capabilities: Capabilities
 
-    def producer(self) -> Producer:
-        """A new sending end."""
+    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+        """A new sending end.
+
+        held: whether its user may still ask for the result of an id; called in any thread, and waits for nothing.  A
+        broker in the program's own memory keeps those, whatever room they take.
+        """
 
     def using(self, connection: object) -> Joined:
         """What sends in the transaction of `connection`, which is the caller's (see `taskqueue.joining`).

@@ -13,9 +13,9 @@ from shop_tasks import coroutines, num, particular, patient, wait
 from tasking import PATIENCE, STORES, make_url, served, until
 
 import taskqueue
-from taskqueue.brokers.memory import MemoryBroker
+from taskqueue.brokers.memory import MemoryBroker, records
 from taskqueue.clock import SystemClock
-from taskqueue.errors import TaskExpired, TaskFailure
+from taskqueue.errors import TaskExpired, TaskFailure, UnknownTask
 
 
 @pytest.fixture(params=STORES)
@@ -90,3 +90,35 @@ def test_who_waits_no_more_leaves_nothing_behind(store: taskqueue.Queue) -> None
     assert deferred._told is None
     shop_tasks.gate.set()
     assert deferred.result(PATIENCE) == 1
+
+
+def test_what_a_program_may_ask_for_stays_in_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_ENDED", 3)
+    with taskqueue.connect("memory://") as queue, taskqueue.running(queue, shop_tasks.space, threads=2):
+        deferreds = queue.submit_many(num, range(100))
+        ids = [queue.submit(num, number).id for number in range(100)]
+        until(lambda: not len(queue))
+
+        assert [each.result(PATIENCE) for each in deferreds] == list(range(100))
+        del deferreds
+        assert queue.submit(num, 1).result(PATIENCE) == 1
+        assert queue.deferred(ids[-1]).result(PATIENCE) == 99
+        with pytest.raises(UnknownTask):
+            queue.deferred(ids[0]).result(PATIENCE)
+
+
+def test_a_function_may_come_late_to_a_space_of_coroutines() -> None:
+    space = taskqueue.TaskSpace("late")
+
+    @space.task
+    async def first() -> int:
+        return 1
+
+    with taskqueue.connect("memory://") as queue, taskqueue.running(queue, space, threads=1):
+        assert queue.submit(first).result(PATIENCE) == 1
+
+        @space.task
+        def second() -> int:
+            return 2
+
+        assert queue.submit(second).result(PATIENCE) == 2

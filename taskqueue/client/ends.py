@@ -86,6 +86,10 @@ class Ends:
                 found = self._known[id] = make()
             return found
 
+    def has(self, id: str) -> bool:
+        """Whether somebody has a Deferred of `id`.  Takes no lock: a store asks that holds its own."""
+        return id in self._known
+
     def sent(self, waiting: Iterable[Waiting]) -> None:
         """These are under way, and told as long as somebody has them; the thread does not run for that alone."""
         with self._lock:

@@ -22,7 +22,7 @@ class Here:
     def __init__(self, broker: broker.Broker, parent: Here | None = None) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.producer = broker.producer()
+        self.producer = broker.producer(lambda id: self.ends.has(id))
         self.ends = self._new_ends(broker)
         self._broker = broker
         self._parent = parent

@@ -39,12 +39,13 @@ class MemoryBroker:
         self.capabilities = Capabilities(several_hosts=False, several_programs=False, priorities=True, store=True)
         self.clock = clock
         self.lock = threading.Lock()
-        self.records = Records(self.lock, clock)
+        self.records = Records(self.lock, clock, self._is_held)
         self.dependencies = Dependencies(self.records, self.put_back, self.send)
         self._order = itertools.count()
         self._waiting: dict[str, list[Item]] = {}
         self._replies: dict[str, queues.SimpleQueue[Workitem]] = {}
         self._consumers: list[MemoryConsumer] = []
+        self._producers: weakref.WeakSet[MemoryProducer] = weakref.WeakSet()
 
     def send(self, send: Send) -> None:
         """Store one workitem, unless its queue is the reply queue of a client that left."""
@@ -153,8 +154,13 @@ class MemoryBroker:
                 "postgresql:// are for several processes"
             )
 
-    def producer(self) -> Producer:
-        return MemoryProducer(self)
+    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+        producer = MemoryProducer(self, held)
+        self._producers.add(producer)
+        return producer
+
+    def _is_held(self, id: str) -> bool:
+        return any(producer.held is not None and producer.held(id) for producer in self._producers)
 
     def using(self, connection: object) -> Joined:
         raise Unsupported("memory:// is in no database; postgresql:// and sqlite:/// send in a transaction of yours")

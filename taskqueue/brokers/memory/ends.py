@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import queue as queues
 import threading
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
@@ -45,7 +45,8 @@ class Place(Protocol):
 class MemoryProducer:
     is_elsewhere = False  # in worker processes of a program that has all in its own memory
 
-    def __init__(self, broker: Place) -> None:
+    def __init__(self, broker: Place, held: Callable[[str], bool] | None = None) -> None:
+        self.held = held
         self._broker = broker
         self._reply_to, self._replies = broker.replies()
 
