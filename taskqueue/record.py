@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
@@ -32,6 +33,7 @@ __all__ = [
     "Run",
     "attempt_of",
     "born",
+    "finite",
     "is_recorded",
     "kept_result",
     "lost",
@@ -84,6 +86,17 @@ class Attempt(NamedTuple):
     traceback: str = ""
     again: float | None = None
     log: tuple[str, ...] = ()
+
+
+def finite(number: float) -> float:
+    """A number of `Progress`.  Raises ValueError, or TypeError, for what is none, or is too large."""
+    try:
+        found = float(number)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"progress of {str(found)[:20]}: expected a finite number")
+    return found
 
 
 class Progress(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from taskqueue.depending import Input
 from taskqueue.errors import TaskCancelled, Unsupported
 from taskqueue.outcome import Payload
+from taskqueue.record import finite
 
 __all__ = ["BaseWorker", "Blocked", "CurrentWorkitem", "Failure", "Reject", "Result", "Retry"]
 
@@ -125,8 +126,10 @@ class BaseWorker:
         """Say how far the handler is: `done` of `total`, in any unit, with a note for people.
 
         Whoever looks at the workitem sees the latest, within about a second.  Costs next to nothing if called often.
-        Only brokers that are stores keep it; with RabbitMQ nobody sees it.  Raises what `check` does.
+        Only brokers that are stores keep it; with RabbitMQ nobody sees it.  Raises what `check` does, and ValueError or
+        TypeError for what is no finite number.
         """
+        done, total = finite(done), None if total is None else finite(total)
         if self.say_progress is not None:
             self.say_progress(done, total, note)
         self.check()

@@ -231,3 +231,14 @@ async def once_more(value: int) -> int:
     called.append(value)
     await asyncio.sleep(1)
     return value
+
+
+@space.task
+def slowly(value: int) -> int:
+    time.sleep(0.5)
+    return value
+
+
+@space.task
+def say(done: Any, note: str = "") -> None:
+    taskqueue.current().progress(done, 10, note)

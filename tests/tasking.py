@@ -35,6 +35,7 @@ def make_url(request: pytest.FixtureRequest, kind: str) -> str:
 @contextlib.contextmanager
 def served(url: str) -> Iterator[taskqueue.Queue]:
     shop_tasks.gate.clear()
+    shop_tasks.called.clear()
     with taskqueue.connect(url) as queue, taskqueue.running(queue, shop_tasks.space, threads=4, retry_delay="0"):
         yield queue
         shop_tasks.gate.set()

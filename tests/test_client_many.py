@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pickle
 import pty
 import struct
 import sys
@@ -102,8 +103,18 @@ class TestMany:
         shop_tasks.gate.set()
         assert all(each.has_ended for each in taskqueue.progress(waiting))
         assert list(taskqueue.progress(iter(()))) == []
+        assert [each.value for each in taskqueue.progress(deferreds[0])] == [0]
+        assert len(list(taskqueue.progress(queue.gather(*deferreds)))) == 5
         assert list(taskqueue.progress(queue.map(num, range(3)))) == [0, 1, 2]
         assert capfd.readouterr().err == ""
+
+    def test_progress_passes_on_what_completes_when_it_does(self, queue: taskqueue.Queue) -> None:
+        ended, waiting = queue.submit(num, 1), queue.submit(wait, 2)
+        found = taskqueue.progress(taskqueue.as_completed([waiting, ended], timeout=PATIENCE))
+
+        assert next(found) is ended
+        shop_tasks.gate.set()
+        assert list(found) == [waiting]
 
     def test_progress_shows_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         screen, terminal = pty.openpty()
@@ -125,6 +136,7 @@ class TestMany:
     def test_reduce_of_nothing_is_the_value_that_it_begins_with(self, store: taskqueue.Queue) -> None:
         nothing = store.reduce(plus, [], 100)
 
+        assert store.deferred(pickle.loads(pickle.dumps(nothing))).result(0) == 100
         assert nothing.result(0) == 100 and nothing.done() and nothing.status == State.SUCCEEDED
         assert nothing.progress is None and not nothing.cancel()
         assert nothing.then(num).result(PATIENCE) == 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy as copying
 import os
 import pickle
 import sys
@@ -24,13 +25,16 @@ from shop_tasks import (
     name_of,
     named_oddly,
     num,
+    once,
     other_error,
     plus,
     promise,
     quiet,
     repaint,
     same,
+    say,
     sleep,
+    slowly,
     space,
     until_cancelled,
     wait,
@@ -39,6 +43,7 @@ from tasking import ALL, PATIENCE, make_url, served, until
 
 import taskqueue
 from taskqueue.errors import (
+    BrokerUnavailable,
     FormatError,
     ResultTimeout,
     TaskFailure,
@@ -84,6 +89,15 @@ class TestSubmitting:
         for value in [(1, (2, 3)), {1: {"a"}}, b"\xff", float("inf"), 10**400, None, [Path("/x")], "\ud800"]:
             assert queue.submit(same, value).result(PATIENCE) == value
 
+    def test_progress_of_what_is_no_number_is_an_error_of_its_task_alone(self, queue: taskqueue.Queue) -> None:
+        waiting = queue.submit(once, 7)
+        for wrong in (10**400, "x", float("nan"), None):
+            assert isinstance(queue.submit(say, wrong).exception(PATIENCE), TaskFailure)
+        shop_tasks.gate.set()
+
+        assert waiting.result(PATIENCE) == 7 and shop_tasks.called == [7]
+        assert queue.submit(say, 3, "odd \0 \ud800 note").result(PATIENCE) is None
+
     def test_parameters_may_have_any_name(self, queue: taskqueue.Queue) -> None:
         assert queue.submit(named_oddly, self=1, function=2).result(PATIENCE) == [1, 2]
         assert queue.tasks.shop.named_oddly(self=1, function=2).result(PATIENCE) == [1, 2]
@@ -114,6 +128,9 @@ class TestSubmitting:
             queue.submit(same, os.urandom(queue.max_body))
         with pytest.raises(TypeError, match="is no task"):
             queue.submit(print, 1)
+        if queue.broker.capabilities.store:
+            with pytest.raises(ValueError, match="no NUL"):
+                queue.options(id="a\0b").submit(num, 1)
 
     def test_retries_are_those_of_the_task_after_errors_that_it_names(self, queue: taskqueue.Queue) -> None:
         assert queue.submit(flaky, 2).result(PATIENCE) == 3
@@ -169,6 +186,17 @@ class TestWaiting:
         deferred.add_done_callback(called.append)
         until(lambda: len(called) == 2)
         assert called == [deferred, deferred]
+
+    def test_a_callback_may_wait_for_others_and_keeps_nobody_waiting(self, queue: taskqueue.Queue) -> None:
+        found: list[int] = []
+        first = queue.submit(wait, 1)
+        first.add_done_callback(lambda _: found.append(queue.submit(slowly, 2).result(PATIENCE)))
+        others = [queue.submit(wait, number) for number in range(3)]
+        shop_tasks.gate.set()
+
+        assert [each.result(PATIENCE) for each in others] == [0, 1, 2]
+        until(lambda: found)
+        assert found == [2]
 
     def test_it_can_be_awaited(self, queue: taskqueue.Queue) -> None:
         async def main() -> list[int]:
@@ -270,11 +298,23 @@ class TestWaiting:
         shop_tasks.gate.set()
         assert outer.result(PATIENCE) == 5
 
+    def test_a_value_that_is_itself_deferred_stands_where_that_one_does(self, store: taskqueue.Queue) -> None:
+        inner = store.submit(until_cancelled)
+        outer = store.submit(promise, store.submit(promise, inner.id).id)
+        until(lambda: outer.status == inner.status == State.RUNNING)
+
+        assert outer.cancel()
+
+        assert isinstance(outer.exception(PATIENCE), TaskFailure)
+        assert outer.status == inner.status == State.CANCELLED
+        assert store.deferred(outer.id).status == State.CANCELLED and not outer.cancel()
+
 
 class TestFindingAgain:
     def test_by_its_id_or_out_of_a_pickle(self, store: taskqueue.Queue) -> None:
         deferred = store.submit(num, 5)
 
+        assert copying.copy(deferred) is copying.deepcopy(deferred) is deferred
         copy = pickle.loads(pickle.dumps(deferred))
         assert copy.id == deferred.id and copy.name == "shop.num"
         with pytest.raises(Unsupported, match=r"queue\.deferred"):
@@ -306,6 +346,7 @@ class TestFindingAgain:
             pytest.skip("this broker is a store")
         for refused in (
             lambda: queue.deferred("x"),
+            lambda: queue.deferred(pickle.loads(pickle.dumps(queue.submit(num, 1)))),
             lambda: len(queue),
             queue.discard_pending,
             lambda: queue.submit(num, queue.submit(num, 1).argument),
@@ -313,6 +354,19 @@ class TestFindingAgain:
         ):
             with pytest.raises(Unsupported, match="postgresql://"):
                 refused()
+
+
+@pytest.mark.services
+def test_without_a_store_what_a_program_has_is_found_again_by_its_id(request: pytest.FixtureRequest) -> None:
+    with served(make_url(request, "amqp")) as queue:
+        deferred, waiting = queue.submit(num, 1), queue.submit(wait, 2)
+
+        assert queue.deferred(deferred.id) is deferred
+        assert deferred.result(PATIENCE) == 1
+        assert queue.deferred(deferred.id) is queue.deferred(pickle.loads(pickle.dumps(deferred))) is deferred
+        queue.close()
+        error = waiting.exception(PATIENCE)
+        assert isinstance(error, BrokerUnavailable) and "its reply is lost: postgresql://" in str(error)
 
 
 @pytest.mark.services

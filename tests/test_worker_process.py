@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from actor import ITEM, Actor, scene
 
@@ -116,11 +118,21 @@ class TestWorkerProcess:
 
         scene(play)
 
-    def test_an_answer_that_is_none_leaves_its_workitem_running(self) -> None:
+    @pytest.mark.parametrize(
+        ("kind", "meta"),
+        [
+            (Kind.ENDED, [1, 0.1, None, 0, "wonderful"]),
+            (Kind.ENDED, [1, 0.1, None, math.inf, "done", "", []]),
+            (Kind.PROGRESS, [1, 10**400, 1, ""]),
+            (Kind.PROGRESS, [1, 1, math.nan, ""]),
+            (Kind.PROGRESS, [1, "x", None, ""]),
+        ],
+    )
+    def test_an_answer_that_is_none_leaves_its_workitem_running(self, kind: Kind, meta: object) -> None:
         def play(actor: Actor) -> None:
             actor.give("a", "b")
             actor.mark(1)
-            actor.say(Kind.ENDED, [1, 0.1, None, 0, "wonderful"])
+            actor.say(kind, meta)
             (event,) = actor.owner.events
             assert event[0] == "mute" and event[1].startswith("nonsense")
             assert not actor.process.usable

@@ -24,7 +24,8 @@ from taskqueue.config import Group
 from taskqueue.outcome import Cancelled, Crashed, Done, Outcome, Release, TimedOut
 from taskqueue.process.handing import bodies, properties
 from taskqueue.process.protocol import Frames, Kind
-from taskqueue.process.wire import Wire
+from taskqueue.process.wire import NONSENSE, Wire
+from taskqueue.record import finite
 
 __all__ = ["WorkerProcess"]
 
@@ -356,7 +357,7 @@ class WorkerProcess:
                     if kind == Kind.ENDED and (number := meta[0]) in self._handed:
                         self._heard(kind, meta, payload)
                         self._early.add(number)
-            except (ValueError, KeyError, TypeError, IndexError):
+            except NONSENSE:
                 return  # a process that lives says it again, and is killed for it
 
     def _heard(self, kind: Kind, meta: Any, payload: bytes) -> None:
@@ -366,7 +367,7 @@ class WorkerProcess:
                 if number in self._early:
                     self._early.discard(number)
                     return
-                seconds = _seconds(nanoseconds)
+                seconds, spent, used = _seconds(nanoseconds), None if cpu is None else _seconds(cpu), int(memory)
                 # Taken away only afterwards: with an answer that is none, it still counts as running.
                 outcome = self._judged(number, answer, payload)
                 delivery = self._take(number)
@@ -377,7 +378,7 @@ class WorkerProcess:
                 self._stuck = False
                 if self._memory is not None:
                     self._weigh(self._memory)
-                run = self._account.ran(seconds, None if cpu is None else _seconds(cpu), int(memory))
+                run = self._account.ran(seconds, spent, used)
                 ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
                 if number in self._completing:
                     self._completing.discard(number)
@@ -406,7 +407,7 @@ class WorkerProcess:
             case Kind.PROGRESS:
                 number, done, total, note = meta
                 if number in self._handed:
-                    self._account.progressed(number, float(done), None if total is None else float(total), str(note))
+                    self._account.progressed(number, finite(done), None if total is None else finite(total), str(note))
             case _:
                 raise ValueError(f"a worker process does not say {kind.name}")
 

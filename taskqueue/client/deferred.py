@@ -81,6 +81,12 @@ class Deferred(Promise, Generic[T]):
                 del told[-1]
                 each()
 
+    def within(self, queue: Queue) -> Deferred[T]:
+        """The same of a queue; for what has ended."""
+        found: Deferred[T] = Deferred(self.id, queue, self._task)
+        found._end = self._end
+        return found
+
     @property
     def has_ended(self) -> bool:
         """Whether its end has been heard of here; nobody is asked."""
@@ -166,8 +172,13 @@ class Deferred(Promise, Generic[T]):
 
     @property
     def status(self) -> State:
-        """Where it stands.  Raises UnknownTask; Unsupported over RabbitMQ, as long as it is under way."""
-        return self._end.state if isinstance(self._end, End) else self.queue.status(self.id)
+        """Where it stands; where its value is that of another task, where that one does.
+
+        Raises UnknownTask; Unsupported over RabbitMQ, as long as it is under way.
+        """
+        if not self.done() or not isinstance(self._end, End):
+            return self.queue.status(self.queue.ends.awaited(self))
+        return self._end.state
 
     @property
     def progress(self) -> Progress | None:
@@ -175,15 +186,22 @@ class Deferred(Promise, Generic[T]):
         return self.queue.record(self.id).progress if self.id else None
 
     def cancel(self) -> bool:
-        """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`."""
-        return not isinstance(self._end, End) and self.queue.cancel(self.id)
+        """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`.
+
+        Where its value is that of another task, it is that one.
+        """
+        return not self.done() and self.queue.cancel(self.queue.ends.awaited(self))
 
     def add_done_callback(self, function: Callable[[Deferred[T]], object]) -> None:
-        """Call `function` with this once it has ended, in a thread of the client; now, if it has.
+        """Call `function` with this once it has ended, in a thread for callbacks alone; now, if it has.
 
-        What it raises is logged.  One that waits for other tasks keeps those from being told who wait meanwhile.
+        What it raises is logged.  One that waits for other tasks keeps other callbacks waiting, and nobody else.
         """
-        self.when_done(lambda: _call(function, self))
+        if self._end is not None:
+            _call(function, self)
+            return
+        callbacks = self.queue.callbacks
+        self.when_done(lambda: callbacks.call(lambda: _call(function, self)))
 
     def then(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Deferred[R]:
         """Submit `function(value, *args, **kwargs)`, which waits for this value."""
@@ -211,11 +229,22 @@ class Deferred(Promise, Generic[T]):
         where = "no queue" if self._queue is None else f"queue {self._queue.name}"
         return f"<Deferred {self.name or 'task'} in {where}: {self.id}, {state}>"
 
+    def __copy__(self) -> Deferred[T]:
+        return self
+
     def __deepcopy__(self, memo: object) -> Deferred[T]:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self.id:  # there is no such task: the value is all
+            return _ended, (self.name, self._end)
         return Deferred, (self.id, None, self.name)
+
+
+def _ended(name: str, end: End) -> Deferred[Any]:
+    found: Deferred[Any] = Deferred("", None, name)
+    found._end = end
+    return found
 
 
 def _set(over: asyncio.Future[None]) -> None:

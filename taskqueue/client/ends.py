@@ -51,6 +51,10 @@ class Waiting(Protocol):
 
     id: str
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was told."""
+
     def settle(self, end: End | Exception) -> None:
         """It has ended so, or nobody will ever know.  Told twice, the first time holds; raises nothing of its own."""
 
@@ -109,7 +113,7 @@ class Ends:
                 if self._thread is None:
                     threading.Thread(target=self._run, name="taskqueue-ends", daemon=True).start()
         if closed:
-            _settle([(each, _closed(each.id)) for each in waiting])
+            _settle([(each, self.closed_error(each.id)) for each in waiting])
         else:
             self.ask([each.id for each in waiting])
 
@@ -119,6 +123,11 @@ class Ends:
         if known is not waiting:
             self._followers.setdefault(waiting.id, {})[waiting] = {waiting.id}
         return known
+
+    def awaited(self, waiting: Waiting) -> str:
+        """The id of the task whose end it waits for: its own, or another one's whose value is to be its own."""
+        with self._lock:
+            return next((id for id, following in self._followers.items() if waiting in following), waiting.id)
 
     def look(self, waiting: Waiting) -> None:
         """Tell this one if it has ended; don't wait."""
@@ -153,7 +162,7 @@ class Ends:
             waiting |= {each: None for following in self._followers.values() for each in following}
             self._wanted.clear()
             self._followers.clear()
-        _settle([(each, _closed(each.id)) for each in waiting])
+        _settle([(each, self.closed_error(each.id)) for each in waiting])
 
     def abandoned(self) -> list[Waiting | None]:
         """Who is told so."""
@@ -251,6 +260,12 @@ class Ends:
         if not following and (self._wanted.get(id) is None or self._wanted[id] in waiting):
             self._wanted.pop(id, None)
 
+    def closed_error(self, id: str) -> BrokerUnavailable:
+        """What those are told who wait when the queue is closed."""
+        return BrokerUnavailable(
+            f"the queue was closed while task {id} was waited for; queue.deferred(id) finds it again"
+        )
+
     def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
         """Why those who waited for `id`, whose value is that of `next_id`, can't wait for that one."""
         if next_id in passed:
@@ -268,10 +283,6 @@ def _settle(told: list[tuple[Waiting, End | Exception]]) -> None:
     finally:
         if told:
             _settle(told)
-
-
-def _closed(id: str) -> BrokerUnavailable:
-    return BrokerUnavailable(f"the queue was closed while task {id} was waited for; queue.deferred(id) finds it again")
 
 
 class StoreEnds(Ends):
@@ -345,6 +356,10 @@ class ReplyEnds(Ends):
         _settle([(each, _unheard(each.id)) for each in waiting if each not in ours])
         if ours:
             super().want(ours)
+            with self._lock:
+                for each in ours:
+                    if each.has_ended:  # meanwhile: nothing comes any more
+                        self._forget(each.id, [each])
 
     def look(self, waiting: Waiting) -> None:
         self.want([waiting])
@@ -366,6 +381,18 @@ class ReplyEnds(Ends):
 
     def abandoned(self) -> list[Waiting | None]:
         return [*self._known.values()]
+
+    def _forget(self, id: str, waiting: Collection[Waiting]) -> None:
+        known = self._known.get(id)
+        super()._forget(id, waiting)
+        if known is not None:  # nobody else could find it again by its id
+            self._known[id] = known
+
+    def closed_error(self, id: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"the queue was closed while task {id} was waited for, and its reply is lost: postgresql://, or sqlite:/// "
+            "on one host, keep records"
+        )
 
     def refused(self, id: str, next_id: str, passed: set[str]) -> Exception | None:
         return Unsupported(

@@ -6,6 +6,7 @@ import os
 import threading
 
 from taskqueue import broker
+from taskqueue.client.callbacks import Callbacks
 from taskqueue.client.ends import Ends, ReplyEnds, StoreEnds
 from taskqueue.store import Store
 
@@ -15,13 +16,15 @@ __all__ = ["Here"]
 class Here:
     """The two ends of a broker, and who hears of the ends of tasks.
 
-    lock: held while a Deferred changes.  parent: that of the process before the fork; it is left alone, but not let go
-    of either: its connections, closed here, would end there.
+    lock: held while a Deferred changes.  callbacks: who calls what is to be called then.
+    parent: that of the process before the fork; it is left alone, but not let go of either: its connections, closed
+    here, would end there.
     """
 
     def __init__(self, broker: broker.Broker, parent: Here | None = None) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
+        self.callbacks = Callbacks()
         self.producer = broker.producer(lambda id: self.ends.has(id))
         self.ends = self._new_ends(broker)
         self._broker = broker

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Unpack
 
 from taskqueue import broker, formats
+from taskqueue.client.callbacks import Callbacks
 from taskqueue.client.deferred import Deferred
 from taskqueue.client.ends import End, Ends
 from taskqueue.client.here import Here
@@ -77,6 +78,11 @@ class Queue(Submitter, Sender):
         return self._here.lock
 
     @property
+    def callbacks(self) -> Callbacks:
+        """Who calls what is to be called when a Deferred of this queue has ended."""
+        return self._here.callbacks
+
+    @property
     def ends(self) -> Ends:
         """Who hears of the ends of tasks."""
         return self._here.ends
@@ -93,6 +99,8 @@ class Queue(Submitter, Sender):
         Raises Unsupported over RabbitMQ, for what this program has not submitted itself.
         """
         id, name = (task, "") if isinstance(task, str) else (task.id, task.name)
+        if not id and isinstance(task, Deferred):  # no task, but a value
+            return task.within(self)
         known = self.ends.known(id)
         if known is None:
             assert self._store is not None

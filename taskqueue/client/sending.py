@@ -71,8 +71,8 @@ def workitem(
     if not isinstance(id, str | None):
         raise TypeError(f"id {id!r}: expected text")
     for name, text in (("id", id or ""), ("correlation_id", correlation_id), ("reply_to", reply_to)):
-        if len(text.encode()) > MAX_ID:
-            raise ValueError(f"{name}: expected up to {MAX_ID} bytes")
+        if len(text.encode()) > MAX_ID or "\0" in text:
+            raise ValueError(f"{name}: expected up to {MAX_ID} bytes, no NUL")
     now = time.time()
     payload = formats.payload(body, "a body")
     return Workitem(

@@ -185,12 +185,12 @@ class Named:
         self._name = name
 
     def __getattr__(self, name: str) -> Named:
-        if name.startswith("__"):  # what copy, pickle and others look for is no task
+        if name.startswith("__") and name != "__main__":  # what copy, pickle and others look for is no task
             raise AttributeError(name)
-        return Named(self._submitter, f"{self._name}.{name}" if self._name else name)
+        return self[name]
 
     def __getitem__(self, name: str) -> Named:
-        return getattr(self, name)  # type: ignore[no-any-return]
+        return Named(self._submitter, f"{self._name}.{name}" if self._name else name)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
         return self._submitter.call(self._name, args, kwargs)

@@ -8,8 +8,8 @@ import itertools
 import queue as queues
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
-from typing import Any, Generic, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 from taskqueue.client.deferred import Deferred
 from taskqueue.errors import ResultTimeout
@@ -72,10 +72,24 @@ def want(deferreds: Iterable[Deferred[Any]]) -> None:
 
 
 def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None) -> Iterator[Deferred[T]]:
-    """Each of them, as soon as it has ended.  Raises ResultTimeout when `timeout` seconds are over before the last."""
-    waiting = _checked(deferreds)
+    """Each of them, as soon as it has ended.
+
+    Raises ResultTimeout when `timeout` seconds from this call on are over before the last.
+    """
+    return _Completed(_checked(deferreds), timeout)
+
+
+class _Completed(Iterator[Deferred[T]]):
+    def __init__(self, deferreds: Sequence[Deferred[T]], timeout: float | None) -> None:
+        self.count = len(deferreds)
+        self._found = _completed(deferreds, timeout, _deadline(timeout))
+
+    def __next__(self) -> Deferred[T]:
+        return next(self._found)
+
+
+def _completed(waiting: Sequence[Deferred[T]], timeout: float | None, deadline: float | None) -> Iterator[Deferred[T]]:
     over: queues.SimpleQueue[Deferred[T]] = queues.SimpleQueue()
-    deadline = _deadline(timeout)
     told = [(each, functools.partial(over.put, each)) for each in waiting]
     for each, tell in told:
         each.tell(tell)
@@ -91,21 +105,36 @@ def as_completed(deferreds: Iterable[Deferred[T]], timeout: float | None = None)
                 each.untell(tell)
 
 
-def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]:
-    """Pass on deferreds as they end, or the values of `map` as they come; with a bar where there is a terminal."""
+@overload
+def progress(tasks: Deferred[T], description: str = "") -> Iterator[Deferred[T]]: ...
+@overload
+def progress(tasks: Iterable[T], description: str = "") -> Iterator[T]: ...
+def progress(tasks: Any, description: str = "") -> Iterator[Any]:
+    """Pass on deferreds as they end, or the values of `map` as they come; with a bar where there is a terminal.
+
+    tasks: any number of deferreds, or one; what `gather`, `as_completed` or `map` returned.
+    """
     import tqdm  # which nobody shall wait for who draws no bar
 
-    items: Iterable[T] = tasks
-    if isinstance(tasks, Sized):
+    found, total = _passing(tasks)
+    # None: where there is no terminal there is no bar.
+    yield from tqdm.tqdm(found, total=total, desc=description or None, disable=None, unit="task")
+
+
+def _passing(tasks: Any) -> tuple[Iterable[Any], int | None]:
+    """What to pass on as it comes, and how many there will be; None: nobody knows."""
+    if isinstance(tasks, Deferred):
+        return as_completed([tasks]), 1
+    if isinstance(tasks, _Completed):
+        return tasks, tasks.count
+    if hasattr(tasks, "__len__"):
         items = list(tasks)
     else:
         first = list(itertools.islice(rest := iter(tasks), 1))
-        items = [*first, *rest] if any(isinstance(each, Deferred) for each in first) else itertools.chain(first, rest)
-    total = len(items) if isinstance(items, list) else None
-    several = isinstance(items, list) and all(isinstance(each, Deferred) for each in items)
-    found: Any = as_completed(items) if several else items  # type: ignore[arg-type]
-    # None: where there is no terminal there is no bar.
-    yield from tqdm.tqdm(found, total=total, desc=description or None, disable=None, unit="task")
+        if not isinstance(first[0] if first else None, Deferred):
+            return itertools.chain(first, rest), None
+        items = [*first, *rest]
+    return as_completed(items) if all(isinstance(each, Deferred) for each in items) else items, len(items)
 
 
 def _checked(deferreds: Iterable[Deferred[T]]) -> list[Deferred[T]]:

@@ -13,8 +13,10 @@ from typing import Any
 from taskqueue.clock import SYSTEM
 from taskqueue.process.protocol import Frames, Kind, pack
 
-__all__ = ["Wire"]
+__all__ = ["NONSENSE", "Wire"]
 
+NONSENSE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+"""What is raised for a frame that no honest process sends."""
 LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
 
 
@@ -133,7 +135,7 @@ class Wire:
             try:
                 for kind, meta, payload in self._frames.feed(data):
                     self._on_frame(kind, meta, payload)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except NONSENSE as error:
                 self.close(f"nonsense: {error}")
                 return
             if len(data) < LONGEST_READ:

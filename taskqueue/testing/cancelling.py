@@ -211,9 +211,10 @@ class CancellingContract:
             (delivery,) = await bench.lent(consumer, 1)
             store.cancel("a")
             before = store.record("b").state
-            await consumer.settle([Ended(delivery, Retry(0.0), RULES, RUN)])
+            await consumer.settle([Ended(delivery, Cancelled("E: x"), RULES, RUN)])
             (passed,) = await bench.lent(consumer, 1)
-            assert passed.workitem.id == "c" and passed.inputs[0].state == State.CANCELLED
+            (found,) = passed.inputs
+            assert (passed.workitem.id, found.state, found.error, found.traceback) == ("c", State.CANCELLED, "", "")
             return [before, store.record("b").state]
 
         assert bench.run(test) == [State.BLOCKED, State.FAILED]

@@ -296,7 +296,13 @@ CREATE FUNCTION @schema@.cause(ending @schema@.endings) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
     SELECT concat(
         ending.id, ' of ' || nullif(ending.type, ''), ': ', ending.state,
-        ': ' || nullif(CASE WHEN ending.state = 'succeeded' THEN 'no result is kept' ELSE ending.error END, '')
+        ': ' || nullif(
+            CASE
+                WHEN ending.state = 'succeeded' THEN 'no result is kept'
+                WHEN ending.state IN ('failed', 'dead') THEN ending.error
+            END,
+            ''
+        )
     )
 $$;
 

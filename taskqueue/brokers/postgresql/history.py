@@ -94,6 +94,8 @@ def input_of(row: Sequence[Any], result: bytes) -> Input:
     id, type, state, error, result_type, size, story = row
     last = attempts(story or "")[-1:]
     payload = None if size is None else Payload(result, result_type)
+    if state in (State.CANCELLED, State.EXPIRED):  # as `taskqueue.depending.error_of` has it
+        return Input(id, type or "", State(state), payload)
     return Input(id, type or "", State(state), payload, error or "", last[0].traceback if last else "")
 
 
