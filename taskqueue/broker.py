@@ -242,10 +242,10 @@ class Broker(Protocol):
 
     capabilities: Capabilities
 
-    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+    def producer(self, wanted: Callable[[str], bool] | None = None) -> Producer:
         """A new sending end.
 
-        held: whether its user may still ask for the result of an id; called in any thread, and waits for nothing.  A
+        wanted: whether its user may still ask for the result of an id; called in any thread, and waits for nothing.  A
         broker in the program's own memory keeps those, whatever room they take.
         """
 

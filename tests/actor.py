@@ -62,6 +62,9 @@ class Told:
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         self.events.append(("over", what))
 
+    def left_alone(self, process: WorkerProcess, what: str) -> None:
+        self.events.append(("left", what))
+
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         self.events.append(("unwanted", number))
 

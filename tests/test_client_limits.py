@@ -6,7 +6,20 @@ import time
 
 import pytest
 import shop_tasks
-from shop_tasks import blocking, coroutines, leave, limited, num, once, once_more, patient, space, stubborn
+from shop_tasks import (
+    blocking,
+    coroutines,
+    leave,
+    limited,
+    look_late,
+    num,
+    once,
+    once_more,
+    patient,
+    slowly,
+    space,
+    stubborn,
+)
 from tasking import ALL, PATIENCE, STORES, make_url, until
 
 import taskqueue
@@ -41,6 +54,26 @@ def test_threads_that_are_left_alone_disturb_no_others(url: str) -> None:
         shop_tasks.gate.set()
         assert neighbour.result(PATIENCE) == 1
         assert queue.submit(num, 8).result(PATIENCE) == 8
+    assert shop_tasks.called == [1]
+
+
+def test_threads_that_are_left_alone_are_told_whenever_they_look(url: str) -> None:
+    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, threads=1):
+        for number in range(3):
+            assert "time limit" in str(queue.submit(look_late, number).exception(PATIENCE))
+        shop_tasks.gate.set()
+        until(lambda: len(shop_tasks.called) == 3)
+    assert sorted(shop_tasks.called) == [0, 1, 2]
+
+
+def test_what_has_hardly_begun_when_its_time_is_over_disturbs_no_others(url: str) -> None:
+    with taskqueue.connect(url) as queue, taskqueue.running(queue, space, threads=2):
+        neighbour = queue.submit(once, 1)
+        brief = [queue.options(time_limit=0.001).submit(slowly, number) for number in range(20)]
+
+        assert all("time limit" in str(each.exception(PATIENCE)) for each in brief)
+        shop_tasks.gate.set()
+        assert neighbour.result(PATIENCE) == 1
     assert shop_tasks.called == [1]
 
 

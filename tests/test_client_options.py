@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 import shop_tasks
-from shop_tasks import coroutines, num, particular, patient, wait
+from shop_tasks import coroutines, num, particular, patient, plus, promise, wait
 from tasking import PATIENCE, STORES, make_url, served, until
 
 import taskqueue
 from taskqueue.brokers.memory import MemoryBroker, records
 from taskqueue.clock import SystemClock
-from taskqueue.errors import TaskExpired, TaskFailure, UnknownTask
+from taskqueue.errors import BrokerUnavailable, TaskExpired, TaskFailure, UnknownTask
 
 
 @pytest.fixture(params=STORES)
@@ -105,6 +107,49 @@ def test_what_a_program_may_ask_for_stays_in_its_memory(monkeypatch: pytest.Monk
         assert queue.deferred(ids[-1]).result(PATIENCE) == 99
         with pytest.raises(UnknownTask):
             queue.deferred(ids[0]).result(PATIENCE)
+
+
+def test_what_it_may_ask_for_stays_also_where_it_was_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_ENDED", 3)
+    shop_tasks.gate.clear()
+    with taskqueue.connect("memory://") as queue, taskqueue.running(queue, shop_tasks.space, threads=2):
+        outer = queue.submit(promise, queue.submit(wait, 5).id)
+        until(lambda: outer.status == "running" and outer.awaited != outer.id)
+        assert queue.gather(*queue.submit_many(num, range(100))).result(PATIENCE) == list(range(100))
+        shop_tasks.gate.set()
+        assert queue.gather(*queue.submit_many(num, range(100))).result(PATIENCE) == list(range(100))
+
+        assert outer.result(PATIENCE) == 5
+
+
+def test_what_is_cleaned_up_anywhere_keeps_nobody_waiting() -> None:
+    with taskqueue.connect("memory://") as queue:
+        deferreds = [queue.reduce(plus, [], 1), queue.submit(num, 1)]
+        cycle: list[object] = [taskqueue.as_completed(deferreds)]
+        assert next(cycle[0]) is deferreds[0]  # type: ignore[call-overload]
+        cycle.append(cycle)
+        del cycle
+
+        def collect() -> None:
+            with queue.lock:
+                gc.collect()
+
+        collecting = threading.Thread(target=collect, daemon=True)
+        collecting.start()
+        collecting.join(PATIENCE)
+        assert not collecting.is_alive() and deferreds[1]._told is None
+
+
+def test_what_a_closed_queue_has_not_heard_of_is_cancelled_all_the_same() -> None:
+    with taskqueue.connect("memory://") as queue:
+        deferred = queue.options(delay=3600).submit(num, 1)
+        threading.Timer(0.1, queue.close).start()
+        assert isinstance(deferred.exception(PATIENCE), BrokerUnavailable)
+
+        assert deferred.status == "scheduled"
+        assert deferred.cancel() and queue.status(deferred.id) == "cancelled"
+        with pytest.raises(UnknownTask):
+            queue.deferred("nothing").cancel()
 
 
 def test_a_function_may_come_late_to_a_space_of_coroutines() -> None:

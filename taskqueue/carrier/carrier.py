@@ -116,7 +116,7 @@ class Carrier:
     def open(self, broker: Broker, *, alone: bool = False) -> None:
         """Work with `broker`, which is the carrier's to close.  Once, after `configure`.
 
-        alone: no dispatcher may be there to take what the broker gives up; over a store none need be anyway.
+        alone: there may be no dispatcher to take what the broker gives up; over a store there need be none anyway.
         """
         self._broker = broker
         broker.watch(self._manager.troubled)
@@ -265,8 +265,8 @@ class Carrier:
         log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._manager.kill(process.pid)
 
-    def left(self, process: WorkerProcess, what: str) -> None:
-        log.warning("%s: %s: a handler goes on, and is left alone", process.group.name, what)
+    def left_alone(self, process: WorkerProcess, what: str) -> None:
+        log.warning("%s: %s: it is ended, and its handler left alone", process.group.name, what)
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         log.warning(

@@ -49,7 +49,7 @@ class Owner(Protocol):
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
 
-    def left(self, process: WorkerProcess, what: str) -> None:
+    def left_alone(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than its time limit, and nobody can be killed for it: it ends without its handler."""
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:

@@ -75,7 +75,8 @@ class WorkerProcess:
         self._completes = False  # whether its handlers may end workitems by themselves
         self._completing: set[int] = set()  # those that they may have ended so
         self._cancelling = Cancelling(group.cancel_timeout)
-        self._leaving: dict[int, TimedOut] = {}  # what runs too long where nobody can be killed for it
+        # What runs too long where nobody can be killed for it: until when it may be ended without its handler.
+        self._leaving: dict[int, float] = {}
         self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
         self._weighed = 0.0
         self._heavy = ""
@@ -206,7 +207,7 @@ class WorkerProcess:
     def _deadlines(self) -> dict[int, float]:
         """When those that have a slot have taken too long, monotonic seconds."""
         return {
-            number: since + limit + (LEAVE_WITHIN if number in self._leaving else 0.0)
+            number: self._leaving.get(number, since + limit)
             for number, since in self._since.items()
             if (limit := self._limit(number))
         }
@@ -221,8 +222,10 @@ class WorkerProcess:
                 self.condemn(over)
                 self._owner.over_limit(self, what)
             else:
-                self._leave(over)
-                self._owner.left(self, what)
+                # Their handlers are told, and others take their slots.
+                self._leaving.update(dict.fromkeys(over, now + LEAVE_WITHIN))
+                self._wire.send(Kind.LEAVE, list(over))
+                self._owner.left_alone(self, what)
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
             size = self._memory.resident()
@@ -230,14 +233,6 @@ class WorkerProcess:
                 why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
                 self.condemn(dict.fromkeys(self.started(), Crashed(why)))
                 self._owner.over_limit(self, why)
-
-    def _leave(self, over: Mapping[int, TimedOut]) -> None:
-        """Have these ended in place of their handlers, which are told, and go on: others take their slots."""
-        self._leaving.update(over)
-        for slot, number in enumerate(self._shared.started()):
-            if number in over:
-                self._shared.cancel(slot, number)
-        self._wire.send(Kind.LEAVE, list(over))
 
     def _note_work(self) -> None:
         if not self._worked:
@@ -288,6 +283,7 @@ class WorkerProcess:
         """It is not handed over any more; the next one has its slot."""
         delivery = self._handed.pop(number)
         self._since.pop(number, None)
+        self._leaving.pop(number, None)
         if not self._handed:
             self._alone = False
         elif not self._since:  # only where one has to wait for the other is there more than there are slots
@@ -423,9 +419,9 @@ class WorkerProcess:
             raise ValueError(f"a result of {len(payload)} bytes")
         workitem, jitter = self._handed[number].workitem, random.random()
         outcome = after_answer(workitem, self.group, answer, payload, jitter=jitter, known=self.formats)
-        late = self._leaving.pop(number, None)
-        if late is None or isinstance(outcome, Done):
+        if number not in self._leaving or isinstance(outcome, Done):
             return outcome
+        late = TimedOut(self._limit(number))
         return after_death(workitem, self.group, "", late, jitter=jitter, known=self.formats)
 
 

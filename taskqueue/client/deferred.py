@@ -31,15 +31,16 @@ class Deferred(Promise, Generic[T]):
 
     id: the task's id, by which any program finds it again: `queue.deferred(id)`.
     name: the task's name; empty where it was made from an id.
+    awaited: the id of the task whose value is to be its own: mostly this one.
 
     Given to another task as an argument, or anywhere inside of one, it stands for its value.  Pickled, it is its id and
     name; whoever loads it says `queue.deferred(it)` before asking it anything.
     """
 
-    __slots__ = ("__weakref__", "_end", "_queue", "_task", "_told", "id")
+    __slots__ = ("__weakref__", "_end", "_queue", "_task", "_told", "awaited", "id")
 
     def __init__(self, id: str, queue: Queue | None, task: Task | str = "") -> None:
-        self.id = id
+        self.id = self.awaited = id
         self._queue = queue
         self._task = task
         self._end: End | Exception | None = None
@@ -177,20 +178,25 @@ class Deferred(Promise, Generic[T]):
         Raises UnknownTask; Unsupported over RabbitMQ, as long as it is under way.
         """
         if not self.done() or not isinstance(self._end, End):
-            return self.queue.status(self.queue.ends.awaited(self))
+            return self.queue.status(self.awaited)
         return self._end.state
 
     @property
     def progress(self) -> Progress | None:
-        """How far it says it is.  Raises UnknownTask; Unsupported over RabbitMQ."""
-        return self.queue.record(self.id).progress if self.id else None
+        """How far it says it is; where its value is that of another task, that one.
+
+        Raises UnknownTask; Unsupported over RabbitMQ.
+        """
+        return self.queue.record(self.awaited).progress if self.id else None
 
     def cancel(self) -> bool:
         """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`.
 
         Where its value is that of another task, it is that one.
         """
-        return not self.done() and self.queue.cancel(self.queue.ends.awaited(self))
+        if self.done() and isinstance(self._end, End):
+            return False
+        return self.queue.cancel(self.awaited)
 
     def add_done_callback(self, function: Callable[[Deferred[T]], object]) -> None:
         """Call `function` with this once it has ended, in a thread for callbacks alone; now, if it has.
@@ -200,8 +206,7 @@ class Deferred(Promise, Generic[T]):
         if self._end is not None:
             _call(function, self)
             return
-        callbacks = self.queue.callbacks
-        self.when_done(lambda: callbacks.call(lambda: _call(function, self)))
+        self.when_done(lambda: self.queue.callbacks.call(lambda: _call(function, self)))
 
     def then(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Deferred[R]:
         """Submit `function(value, *args, **kwargs)`, which waits for this value."""

@@ -47,9 +47,13 @@ class End(NamedTuple):
 
 
 class Waiting(Protocol):
-    """Who is told of an end: a Deferred."""
+    """Who is told of an end: a Deferred.
+
+    awaited: the id of the task whose end it waits for: its own, or another one's whose value is to be its own.
+    """
 
     id: str
+    awaited: str
 
     @property
     def has_ended(self) -> bool:
@@ -91,8 +95,13 @@ class Ends:
             return found
 
     def has(self, id: str) -> bool:
-        """Whether somebody has a Deferred of `id`.  Takes no lock: a store asks that holds its own."""
-        return id in self._known
+        """Whether somebody may have a Deferred of `id`.  Waits for nothing: a store asks that holds its own lock."""
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            return id in self._known or id in self._followers
+        finally:
+            self._lock.release()
 
     def sent(self, waiting: Iterable[Waiting]) -> None:
         """These are under way, and told as long as somebody has them; the thread does not run for that alone."""
@@ -106,7 +115,11 @@ class Ends:
             closed = self._closed
             if not closed:
                 for each in waiting:
-                    self._wanted[each.id] = self._register(each)
+                    known = self._register(each)
+                    if each.awaited == each.id:
+                        self._wanted[each.id] = known
+                    else:
+                        self._wanted.setdefault(each.awaited, None)
                 if self._lingers:
                     self._lingers = False
                     self._wake.put(None)
@@ -115,24 +128,22 @@ class Ends:
         if closed:
             _settle([(each, self.closed_error(each.id)) for each in waiting])
         else:
-            self.ask([each.id for each in waiting])
+            self.ask([each.awaited for each in waiting])
 
     def _register(self, waiting: Waiting) -> Waiting:
         """Who is told of its end: itself, or another one with the same id, which it follows."""
+        if waiting.awaited != waiting.id:  # as before a fork
+            self._followers.setdefault(waiting.awaited, {}).setdefault(waiting, {waiting.id, waiting.awaited})
+            return waiting
         known = self._known.setdefault(waiting.id, waiting)
         if known is not waiting:
             self._followers.setdefault(waiting.id, {})[waiting] = {waiting.id}
         return known
 
-    def awaited(self, waiting: Waiting) -> str:
-        """The id of the task whose end it waits for: its own, or another one's whose value is to be its own."""
-        with self._lock:
-            return next((id for id, following in self._followers.items() if waiting in following), waiting.id)
-
     def look(self, waiting: Waiting) -> None:
         """Tell this one if it has ended; don't wait."""
         self.sent([waiting])
-        self.ask([waiting.id])
+        self.ask([waiting.awaited])
 
     def ask(self, ids: Sequence[str]) -> int:
         """Tell those of these that have ended, and don't wait; how many there were."""
@@ -231,6 +242,7 @@ class Ends:
                     onward.append((next_id, each, {*passed, next_id}))
         with self._lock:
             for next_id, each, passed in onward:
+                each.awaited = next_id
                 self._wanted.setdefault(next_id, None)
                 self._followers.setdefault(next_id, {})[each] = passed
         _settle(told[::-1])
@@ -255,10 +267,15 @@ class Ends:
             following.pop(each, None)
         if not following:
             self._followers.pop(id, None)
-        if self._known.get(id) in waiting:
-            del self._known[id]
+        known = self._known.get(id)
+        if known is not None and known in waiting:
+            self._drop(known)
         if not following and (self._wanted.get(id) is None or self._wanted[id] in waiting):
             self._wanted.pop(id, None)
+
+    def _drop(self, waiting: Waiting) -> None:
+        """It waits no more, or for another task: what has its id from now on may be another life."""
+        del self._known[waiting.id]
 
     def closed_error(self, id: str) -> BrokerUnavailable:
         """What those are told who wait when the queue is closed."""
@@ -382,11 +399,8 @@ class ReplyEnds(Ends):
     def abandoned(self) -> list[Waiting | None]:
         return [*self._known.values()]
 
-    def _forget(self, id: str, waiting: Collection[Waiting]) -> None:
-        known = self._known.get(id)
-        super()._forget(id, waiting)
-        if known is not None:  # nobody else could find it again by its id
-            self._known[id] = known
+    def _drop(self, waiting: Waiting) -> None:
+        """It is found again by its id, which is its own, as long as somebody has it."""
 
     def closed_error(self, id: str) -> BrokerUnavailable:
         return BrokerUnavailable(

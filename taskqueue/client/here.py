@@ -23,10 +23,11 @@ class Here:
 
     def __init__(self, broker: broker.Broker, parent: Here | None = None) -> None:
         self.pid = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # what Python cleans up may need it in any thread, also in one that has it
         self.callbacks = Callbacks()
-        self.producer = broker.producer(lambda id: self.ends.has(id))
-        self.ends = self._new_ends(broker)
+        self._ends: Ends | None = None
+        self.producer = broker.producer(self._wants)
+        self._ends = self._new_ends(broker)
         self._broker = broker
         self._parent = parent
         self._opening = threading.Lock()
@@ -34,6 +35,15 @@ class Here:
 
     def _new_ends(self, broker: broker.Broker) -> Ends:
         return StoreEnds(lambda: self.store) if broker.capabilities.store else ReplyEnds(self.producer)
+
+    @property
+    def ends(self) -> Ends:
+        """Who hears of the ends of tasks."""
+        assert self._ends is not None
+        return self._ends
+
+    def _wants(self, id: str) -> bool:
+        return self._ends is not None and self._ends.has(id)
 
     @property
     def store(self) -> Store:
@@ -45,7 +55,7 @@ class Here:
 
     def close(self) -> None:
         """Let go of the broker; what is used again is connected again."""
-        ends, self.ends = self.ends, self._new_ends(self._broker)
+        ends, self._ends = self.ends, self._new_ends(self._broker)
         ends.close()
         self.producer.close()
         with self._opening:

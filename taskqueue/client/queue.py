@@ -73,7 +73,7 @@ class Queue(Submitter, Sender):
         return here
 
     @property
-    def lock(self) -> threading.Lock:
+    def lock(self) -> threading.RLock:
         """Held while a Deferred of this queue changes."""
         return self._here.lock
 

@@ -96,9 +96,14 @@ def _completed(waiting: Sequence[Deferred[T]], timeout: float | None, deadline: 
     try:
         want(waiting)
         for _ in waiting:
-            yield over.get(timeout=_left(deadline))
-    except queues.Empty:
-        raise ResultTimeout(next(each.id for each in waiting if not each.has_ended), timeout or 0.0) from None
+            try:
+                found = over.get(timeout=_left(deadline))
+            except queues.Empty:
+                late = next((each for each in waiting if not each.has_ended), None)
+                if late is not None:
+                    raise ResultTimeout(late.id, timeout or 0.0) from None
+                found = over.get()  # just now
+            yield found
     finally:
         for each, tell in told:
             if not each.has_ended:

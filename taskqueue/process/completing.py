@@ -7,6 +7,7 @@ import os
 import pwd
 import resource
 import socket
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class Completing:
         self._user = str(os.getuid())
         with contextlib.suppress(KeyError):  # a user without a name
             self._user = pwd.getpwuid(os.getuid()).pw_name
+        self._lock = threading.Lock()  # what is ended by others may be ended by its handler just then
         self._running: dict[int, _Started] = {}
         self._tried: set[int] = set()
 
@@ -71,18 +73,22 @@ class Completing:
         run = Run(socket.gethostname(), self._user, os.getpid(), started.at, now, cpu, memory)
         workitem = started.workitem
         delivery = Delivery(workitem=workitem, queue=worker_queue(workitem.type), tag=None, lease=Lease())
-        self._tried.add(number)
-        self._line.send(Kind.COMPLETING, [number])
+        with self._lock:
+            if number not in self._running:
+                raise Unsupported("self.complete: its time limit is over, and it has ended without its handler")
+            self._tried.add(number)
+            self._line.send(Kind.COMPLETING, [number])
         ended = Ended(delivery, Done(payload), self._rules, run, self.lines.so_far(number))
         broker.complete(connection, started.ticket, ended, now=now)
 
     def end(self, number: int, answer: Answer) -> Answer:
         """What to say of a workitem whose handler gave `answer`; it counts only where nothing was committed."""
-        started = self._running.pop(number)
-        self.lines.take(number)
-        if number not in self._tried:
-            return answer
-        self._tried.discard(number)
+        with self._lock:
+            started = self._running.pop(number)
+            self.lines.take(number)
+            if number not in self._tried:
+                return answer
+            self._tried.discard(number)
         if answer.meta[0] != "done":
             return answer
         result = formats.failed_result(started.workitem, UNCOMMITTED, "", self._known)

@@ -79,6 +79,7 @@ class Desk:
         self._said: dict[int, float] = {}
         self._flushed = 0.0
         self.completing: Completing | None = None
+        self.left: set[int] = set()  # hand-overs whose handlers are told to end, and are waited for no more
         self.idle()
 
     def start(self, slot: int, item: Item) -> Workitem | None:
@@ -133,6 +134,8 @@ class Desk:
     def progress(self, done: float, total: float | None, note: str) -> None:
         """Say how far the one that is handled here is; not more than ten times a second, but for the end."""
         number, now = self.here(), time.monotonic()
+        if number in self.left:
+            return
         if number and (now >= self._said.get(number, 0.0) + SAY_EVERY or done == total):
             self._said[number] = now
             self._line.send(Kind.PROGRESS, [number, done, total, note])
@@ -140,7 +143,11 @@ class Desk:
     def is_unwanted(self) -> bool:
         """Whether the one that is handled here is to be cancelled."""
         number = self.here()
-        return number != 0 and number in self._marks[self._slots : 2 * self._slots]
+        return number != 0 and (number in self.left or number in self._marks[self._slots : 2 * self._slots])
+
+    def leave(self, item: Item, started: float) -> None:
+        """Say that `item` has ended, in place of its handler, which goes on, or was not called at all."""
+        self.end(item, started, Answer(("reject", "its handler was left alone")))
 
     def complete(self, connection: object, result: Any) -> None:
         """End the one that is handled here in the transaction of `connection`."""

@@ -73,6 +73,8 @@ class InLoop:
             elif kind == Kind.WORK:
                 self._waiting.extend(items(meta, payload))
             elif kind in (Kind.CANCEL, Kind.LEAVE):
+                if kind == Kind.LEAVE:
+                    desk.left.update(meta)
                 for handling in filter(None, map(self._handling.get, meta)):
                     handling.cancel()
         self._fill(desk)
@@ -88,12 +90,15 @@ class InLoop:
         workitem = desk.start(slot, item)
         if workitem is None:
             desk.unstarted([item])
+        elif item.number in desk.left:
+            desk.leave(item, time.monotonic())
         else:
             started = time.monotonic()
             handled_here.set(current(workitem, item.inputs))
             self._handling[item.number] = asyncio.current_task()
             answer = await call_async(self._handle, workitem, self._max_result, self._soft_time_limit, self._known)
             del self._handling[item.number]
+            desk.left.discard(item.number)
             desk.end(item, started, answer)
         self._free.append(slot)
         self._fill(desk)

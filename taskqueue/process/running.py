@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from taskqueue.errors import PluginError
 from taskqueue.formats import ONLY_BUILTIN, Formats
-from taskqueue.process.calling import Answer, call, caller
+from taskqueue.process.calling import call, caller
 from taskqueue.process.desk import Desk, Item, current, items
 from taskqueue.process.limits import Watch, by_alarm
 from taskqueue.process.line import Line
@@ -140,13 +140,13 @@ class InThreads:
     def _leave(self, line: Line, desk: Desk, number: int) -> None:
         """End what runs as `number` in place of its handler, whose thread another one replaces."""
         with self._lock:
-            found = [slot for slot, each in enumerate(self._running) if each and each[0].number == number]
-            if not found:  # it has ended meanwhile
+            desk.left.add(number)
+            slot = next((slot for slot, each in enumerate(self._running) if each and each[0].number == number), None)
+            if slot is None:  # it has ended meanwhile, or is just being started
                 return
-            (slot,) = found
             left, self._running[slot] = self._running[slot], None
         assert left is not None
-        desk.end(*left, Answer(("reject", "its handler was left alone")))
+        desk.leave(*left)
         self._start(line, desk, slot)
 
     def close(self) -> None:
@@ -162,10 +162,17 @@ class InThreads:
                 if workitem is None:
                     desk.unstarted([item])
                     continue
-                self._running[slot] = mine = item, time.monotonic()
+                mine = item, time.monotonic()
+                with self._lock:
+                    if item.number not in desk.left:
+                        self._running[slot] = mine
+                if self._running[slot] is not mine:
+                    desk.leave(*mine)
+                    continue
                 handled_here.set(current(workitem, item.inputs))
                 answer = call(self._handle, workitem, self._max_result, self._known)
                 with self._lock:
+                    desk.left.discard(item.number)
                     if self._running[slot] is not mine:
                         return  # it was left alone: another thread is in its place
                     self._running[slot] = None

@@ -69,6 +69,6 @@ def _serve(
             worker.end_by = desk.complete
     line.send(Kind.READY, None if desk.completing is None else "completes")
     runs.run(line, desk)
-    if hasattr(worker, "teardown"):
+    if hasattr(worker, "teardown") and not desk.left:  # what goes on still needs what it would close
         runs.call(worker.teardown)
     return 0

@@ -15,7 +15,7 @@ from taskqueue.process.protocol import Frames, Kind, pack
 
 __all__ = ["NONSENSE", "Wire"]
 
-NONSENSE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+NONSENSE = (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
 """What is raised for a frame that no honest process sends."""
 LONGEST_READ = 1 << 16  # bytes; more would be memory that comes from the kernel anew each time
 

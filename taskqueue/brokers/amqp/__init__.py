@@ -25,7 +25,7 @@ class AMQPBroker:
         self._link = Link(options)
         self._consumers: list[AMQPConsumer] = []
 
-    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+    def producer(self, wanted: Callable[[str], bool] | None = None) -> Producer:
         return AMQPProducer(self._options)
 
     def using(self, connection: object) -> Joined:

@@ -39,7 +39,7 @@ class MemoryBroker:
         self.capabilities = Capabilities(several_hosts=False, several_programs=False, priorities=True, store=True)
         self.clock = clock
         self.lock = threading.Lock()
-        self.records = Records(self.lock, clock, self._is_held)
+        self.records = Records(self.lock, clock, self._is_wanted)
         self.dependencies = Dependencies(self.records, self.put_back, self.send)
         self._order = itertools.count()
         self._waiting: dict[str, list[Item]] = {}
@@ -154,13 +154,15 @@ class MemoryBroker:
                 "postgresql:// are for several processes"
             )
 
-    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
-        producer = MemoryProducer(self, held)
-        self._producers.add(producer)
+    def producer(self, wanted: Callable[[str], bool] | None = None) -> Producer:
+        producer = MemoryProducer(self, wanted)
+        if os.getpid() == self.pid:  # else its lock may have been locked in the fork
+            with self.lock:
+                self._producers.add(producer)
         return producer
 
-    def _is_held(self, id: str) -> bool:
-        return any(producer.held is not None and producer.held(id) for producer in self._producers)
+    def _is_wanted(self, id: str) -> bool:
+        return any(producer.wanted is not None and producer.wanted(id) for producer in self._producers)
 
     def using(self, connection: object) -> Joined:
         raise Unsupported("memory:// is in no database; postgresql:// and sqlite:/// send in a transaction of yours")
@@ -211,17 +213,10 @@ class MemoryBroker:
         self._replies.pop(name, None)
 
 
-_named: weakref.WeakValueDictionary[str, MemoryBroker] = weakref.WeakValueDictionary()
-_naming = threading.Lock()
+_named: dict[tuple[int, str], MemoryBroker] = {}  # by the process, and the name
 
 
 def open_broker(options: Options) -> Broker:
-    """A new, empty broker for the URL `memory://`; for `memory://name` the one of that name, as long as it is used."""
+    """A new, empty broker for the URL `memory://`; for `memory://name` the one of that name in this process."""
     name = options.url.partition("://")[2]
-    if not name:
-        return MemoryBroker()
-    with _naming:
-        broker = _named.get(name)
-        if broker is None or broker.pid != os.getpid():
-            broker = _named[name] = MemoryBroker()
-        return broker
+    return _named.setdefault((os.getpid(), name), MemoryBroker()) if name else MemoryBroker()

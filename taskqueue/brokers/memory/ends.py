@@ -45,8 +45,8 @@ class Place(Protocol):
 class MemoryProducer:
     is_elsewhere = False  # in worker processes of a program that has all in its own memory
 
-    def __init__(self, broker: Place, held: Callable[[str], bool] | None = None) -> None:
-        self.held = held
+    def __init__(self, broker: Place, wanted: Callable[[str], bool] | None = None) -> None:
+        self.wanted = wanted
         self._broker = broker
         self._reply_to, self._replies = broker.replies()
 

@@ -29,15 +29,15 @@ MOST_ENDED = 100_000  # records of what has ended that are kept
 class Records:
     """One for each id: that of its latest life.  Everything is called with `lock` held.
 
-    held: whether somebody in this program may still ask for it.
+    wanted: whether somebody in this program may still ask for it.
     on_end, on_drop: called with each record of what has ended, and with the id of each that is dropped.
     ends: how many have ended so far.
     unwanted: ids of what is lent, and somebody wants no more.
     """
 
-    def __init__(self, lock: threading.Lock, clock: Clock, held: Callable[[str], bool]) -> None:
+    def __init__(self, lock: threading.Lock, clock: Clock, wanted: Callable[[str], bool]) -> None:
         self.lock = lock
-        self._held = held
+        self._wanted = wanted
         self.has_ended = threading.Condition(lock)
         self._clock = clock
         self._sender = sender()
@@ -125,7 +125,7 @@ class Records:
         for _ in range(min(2, len(self._ended) - MOST_ENDED)):
             oldest = self._records.get(self._ended.popleft())
             if oldest is not None and oldest.state in ENDED:
-                if oldest.id in self._needed or self._held(oldest.id):
+                if oldest.id in self._needed or self._wanted(oldest.id):
                     self._ended.append(oldest.id)
                 else:
                     self._drop(oldest.id)

@@ -32,7 +32,7 @@ class PostgreSQLBroker:
         self._consumers: list[PostgreSQLConsumer] = []
         self._identity = ""
 
-    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+    def producer(self, wanted: Callable[[str], bool] | None = None) -> Producer:
         return PostgreSQLProducer(self._place, self._clock)
 
     def using(self, connection: object) -> Joined:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 
+from taskqueue.brokers.postgresql.listener import stop
 from taskqueue.brokers.postgresql.place import Place
 from taskqueue.brokers.postgresql.process import began, home
 from taskqueue.brokers.postgresql.session import LeaseLost, Translated, connect_async
@@ -74,7 +75,7 @@ class Link:
         self._former = 0
         self._renew_at = 0.0
         self._valid: asyncio.TimerHandle | None = None
-        self._renewing: asyncio.Future[None] | None = None  # kept, for the event loop does not
+        self._renewing: asyncio.Task[None] | None = None
 
     async def call(self, function: str, *arguments: object) -> Any:
         """What a function of the schema returns; an outage is waited out."""
@@ -205,8 +206,10 @@ class Link:
             return
         # Nobody tried to, as where a handler in a thread of the same program holds the interpreter lock: the database
         # knows whether somebody has taken over.
-        self._valid = loop.call_later((2.0 - VALID) * heartrate, self.lose, why)
-        self._renewing = asyncio.ensure_future(self.patiently(self._renew))
+        until = loop.time() + (2.0 - VALID) * heartrate
+        self._valid = loop.call_at(until, self._overdue, until)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self.patiently(self._renew))
 
     def lose(self, why: str) -> None:
         """From now on others may have what was lent: everything begins anew, under another number."""
@@ -222,6 +225,8 @@ class Link:
     async def close(self) -> None:
         """Give everything back, and let go of the database.  May be called twice."""
         self._closed = True
+        if self._renewing is not None:
+            await stop(self._renewing)
         if self._valid is not None:
             self._valid.cancel()
         connection, self._connection = self._connection, None

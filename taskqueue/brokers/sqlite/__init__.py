@@ -34,7 +34,7 @@ class SQLiteBroker:
         self._engine = Engine(path, synchronous, clock)
         self._consumers: list[SQLiteConsumer] = []
 
-    def producer(self, held: Callable[[str], bool] | None = None) -> Producer:
+    def producer(self, wanted: Callable[[str], bool] | None = None) -> Producer:
         return SQLiteProducer(self._path, self._synchronous, self._clock)
 
     def using(self, connection: object) -> Joined:

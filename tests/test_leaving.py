@@ -1,0 +1,73 @@
+"""What a carrier does where a task takes too long in threads of a program, which nobody can kill."""
+
+from __future__ import annotations
+
+import math
+
+from actor import Actor, scene
+
+from taskqueue.config import Group
+from taskqueue.outcome import Done, Release, TimedOut
+from taskqueue.process.protocol import Kind
+
+THREADS = Group(name="g", type="t", threads=3, retries=0, time_limit=1.0, cancel_timeout=math.inf)
+
+
+def test_it_ends_alone_whatever_its_handler_says_then() -> None:
+    def play(actor: Actor) -> None:
+        actor.say(Kind.READY, None)
+        actor.owner.events.clear()
+        actor.give("a", "b")
+        actor.mark(1, slot=0)
+        actor.mark(2, slot=1)
+        actor.told()
+        actor.clock.now += 10.0  # the event loop was held up: they have had no time to say anything
+        actor.process._look()
+        actor.process._look()
+        assert actor.told() == [Kind.LEAVE]
+        assert actor.process.usable and actor.owner.events == [("left", "time limit of 1 s")]
+        actor.say(Kind.ENDED, [1, 1_000_000, None, 0, "reject", "its handler was left alone"])
+        actor.say(Kind.ENDED, [2, 1_000_000, None, 0, "done", "text/plain", []])
+        first, second = (event[2] for event in actor.owner.events[1:])
+        assert isinstance(first, TimedOut) and isinstance(second, Done)
+        assert actor.process.load == 0
+
+    scene(play, THREADS)
+
+
+def test_where_they_do_not_let_go_of_it_all_of_them_are_left_alone() -> None:
+    def play(actor: Actor) -> None:
+        actor.say(Kind.READY, None)
+        actor.owner.events.clear()
+        actor.give("a")
+        actor.mark(1, slot=0)
+        actor.clock.now += 1.1
+        actor.process._look()
+        actor.give("b")
+        actor.mark(2, slot=1)
+        actor.clock.now += 0.9
+        actor.process._look()
+        assert actor.process.usable
+        actor.clock.now += 0.2
+        actor.process._look()
+        assert not actor.process.usable
+        assert [event[0] for event in actor.owner.events] == ["left", "over"]
+        assert actor.buried() == ({"a": TimedOut(1.0), "b": TimedOut(1.0)}, [])
+
+    scene(play, THREADS)
+
+
+def test_processes_are_killed() -> None:
+    def play(actor: Actor) -> None:
+        actor.say(Kind.READY, None)
+        actor.owner.events.clear()
+        actor.give("a")
+        actor.mark(1)
+        actor.clock.now += 1.1
+        actor.give("b")
+        actor.mark(2, slot=1)
+        actor.process._look()
+        assert not actor.process.usable
+        assert actor.buried() == ({"a": TimedOut(1.0), "b": Release()}, [])
+
+    scene(play, Group(name="g", type="t", threads=3, time_limit=1.0))
