@@ -90,6 +90,8 @@ class Attempt(NamedTuple):
 
 def finite(number: float) -> float:
     """A number of `Progress`.  Raises ValueError, or TypeError, for what is none, or is too large."""
+    if isinstance(number, str | bytes):
+        raise TypeError(f"progress of {str(number)[:20]!r}: expected a number")
     try:
         found = float(number)
     except OverflowError:

@@ -49,17 +49,17 @@ class TaskContext:
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far it is: `done` of `total`, in any unit, with a note for people.
 
-        Raises TaskCancelled where somebody has cancelled it.
+        Raises TaskCancelled where somebody has cancelled it; ValueError or TypeError for what is no finite number.
         """
         self._worker.progress(done, total, note)
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled it."""
+        """Whether somebody has cancelled it; in threads of a program also whether its time limit is over."""
         return self._worker.cancelled
 
     def check(self) -> None:
-        """Raises TaskCancelled where somebody has cancelled it."""
+        """Raises TaskCancelled where it is `cancelled`."""
         self._worker.check()
 
 
