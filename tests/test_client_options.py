@@ -27,17 +27,18 @@ def store(request: pytest.FixtureRequest) -> Iterator[taskqueue.Queue]:
 
 
 def test_the_options_of_a_task_hold_unless_its_queue_or_its_call_says_otherwise(store: taskqueue.Queue) -> None:
-    due = time.time() + 0.1
+    due = time.time() + 3600
     own = store.record(store.submit(particular).id)
     with taskqueue.connect("memory://", priority=3, reference="order:3") as other:
         deferred = other.submit(num, 1)
         assert (other.record(deferred.id).priority, other.record(deferred.id).reference) == (3, "order:3")
     called = store.options(priority=9, reference="order:2", due=due, retries=3).submit(particular)
     record = store.record(called.id)
+    delayed = store.options(delay=0.1).submit(particular)
 
     assert (own.priority, own.reference, own.due) == (7, "order:1", None)
-    assert (record.priority, record.reference, record.due) == (9, "order:2", pytest.approx(due, abs=1e-3))
-    assert called.result(PATIENCE) == 1
+    assert (record.priority, record.reference, record.due) == (9, "order:2", pytest.approx(due, abs=60))
+    assert delayed.result(PATIENCE) == 1
     assert [one.id for one in store.history(reference="order:2")] == [called.id]
 
 
