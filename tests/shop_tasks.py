@@ -229,7 +229,7 @@ async def patient() -> None:
 
 @coroutines.task(time_limit=0.3)
 async def blocking() -> None:
-    time.sleep(3)
+    time.sleep(10)
 
 
 @coroutines.task

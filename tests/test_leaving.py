@@ -45,7 +45,7 @@ def test_where_they_do_not_let_go_of_it_all_of_them_are_left_alone() -> None:
         actor.process._look()
         actor.give("b")
         actor.mark(2, slot=1)
-        actor.clock.now += 0.9
+        actor.clock.now += 1.9
         actor.process._look()
         assert actor.process.usable
         actor.clock.now += 0.2

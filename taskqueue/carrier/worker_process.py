@@ -31,7 +31,7 @@ __all__ = ["WorkerProcess"]
 
 LOOK_EVERY = 0.01  # seconds, into the journal, while others wait behind the one that runs
 WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
-LEAVE_WITHIN = 1.0  # seconds, in which threads of a program let go of what runs too long
+LEAVE_WITHIN = 2.0  # seconds, in which threads of a program let go of what runs too long
 
 
 class WorkerProcess:
