@@ -43,16 +43,16 @@ def test_where_they_do_not_let_go_of_it_all_of_them_are_left_alone() -> None:
         actor.mark(1, slot=0)
         actor.clock.now += 1.1
         actor.process._look()
+        actor.clock.now += 1.9
         actor.give("b")
         actor.mark(2, slot=1)
-        actor.clock.now += 1.9
         actor.process._look()
         assert actor.process.usable
         actor.clock.now += 0.2
         actor.process._look()
         assert not actor.process.usable
         assert [event[0] for event in actor.owner.events] == ["left", "over"]
-        assert actor.buried() == ({"a": TimedOut(1.0), "b": TimedOut(1.0)}, [])
+        assert actor.buried() == ({"a": TimedOut(1.0), "b": Release()}, [])
 
     scene(play, THREADS)
 
