@@ -34,6 +34,7 @@ class InLoop:
         self._soft_time_limit: float | None = hello["soft_time_limit"] or None
         self._runner = asyncio.Runner()
         self._waiting: deque[Item] = deque()
+        self._unbegun: set[int] = set()  # hand-overs
         self._free = list(range(hello["concurrency"]))
         self._tasks: set[asyncio.Task[None]] = set()
         self._handling: dict[int, asyncio.Task[Any] | None] = {}  # by hand-over
@@ -71,10 +72,12 @@ class InLoop:
             if kind == Kind.STOP:
                 self._end(None)
             elif kind == Kind.WORK:
-                self._waiting.extend(items(meta, payload))
+                arrived = list(items(meta, payload))
+                self._unbegun.update(item.number for item in arrived)
+                self._waiting.extend(arrived)
             elif kind in (Kind.CANCEL, Kind.LEAVE):
                 if kind == Kind.LEAVE:
-                    desk.left.update(meta)
+                    desk.left.update(self._unbegun.union(self._handling).intersection(meta))
                 for handling in filter(None, map(self._handling.get, meta)):
                     handling.cancel()
         self._fill(desk)
@@ -88,9 +91,12 @@ class InLoop:
     async def _work(self, desk: Desk, slot: int, item: Item) -> None:
         # Started here, and not where the task is made: another handler may keep the loop from getting here in time.
         workitem = desk.start(slot, item)
+        self._unbegun.discard(item.number)
         if workitem is None:
+            desk.left.discard(item.number)
             desk.unstarted([item])
         elif item.number in desk.left:
+            desk.left.discard(item.number)
             desk.leave(item, time.monotonic())
         else:
             started = time.monotonic()

@@ -114,6 +114,7 @@ class InThreads:
         self._threads: int = hello["threads"]
         self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._unbegun: set[int] = set()  # hand-overs
         self._running: list[tuple[Item, float] | None] = [None] * self._threads  # with when it was started, monotonic
 
     def call(self, function: Callable[[], Any]) -> None:
@@ -127,6 +128,8 @@ class InThreads:
                 return
             if kind == Kind.WORK:
                 for item in items(meta, payload):
+                    with self._lock:
+                        self._unbegun.add(item.number)
                     self._waiting.put(item)
             if kind == Kind.LEAVE:
                 for number in meta:
@@ -140,9 +143,10 @@ class InThreads:
     def _leave(self, line: Line, desk: Desk, number: int) -> None:
         """End what runs as `number` in place of its handler, whose thread another one replaces."""
         with self._lock:
-            desk.left.add(number)
             slot = next((slot for slot, each in enumerate(self._running) if each and each[0].number == number), None)
-            if slot is None:  # it has ended meanwhile, or is just being started
+            if slot is not None or number in self._unbegun:  # else it has ended meanwhile
+                desk.left.add(number)
+            if slot is None:
                 return
             left, self._running[slot] = self._running[slot], None
         assert left is not None
@@ -158,15 +162,17 @@ class InThreads:
     def _work(self, line: Line, desk: Desk, slot: int) -> None:
         try:
             while (item := self._waiting.get()) is not None:
-                workitem = desk.start(slot, item)
+                workitem, mine = desk.start(slot, item), (item, time.monotonic())
+                with self._lock:
+                    self._unbegun.discard(item.number)
+                    late = item.number in desk.left
+                    desk.left.discard(item.number)
+                    if workitem is not None and not late:
+                        self._running[slot] = mine
                 if workitem is None:
                     desk.unstarted([item])
                     continue
-                mine = item, time.monotonic()
-                with self._lock:
-                    if item.number not in desk.left:
-                        self._running[slot] = mine
-                if self._running[slot] is not mine:
+                if late:
                     desk.leave(*mine)
                     continue
                 handled_here.set(current(workitem, item.inputs))
