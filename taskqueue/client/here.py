@@ -7,7 +7,8 @@ import threading
 
 from taskqueue import broker
 from taskqueue.client.callbacks import Callbacks
-from taskqueue.client.ends import Ends, ReplyEnds, StoreEnds
+from taskqueue.client.ends import Ends
+from taskqueue.client.hearing import ReplyEnds, StoreEnds
 from taskqueue.store import Store
 
 __all__ = ["Here"]
