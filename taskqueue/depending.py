@@ -22,6 +22,7 @@ class Input(NamedTuple):
     state: one in which it ended; `succeeded` without a payload where nothing is known of it any more.
     payload: its result; None where there is none, or none is kept.
     error, traceback: of its last attempt, as text; empty where it succeeded.
+    task: the name of the task that it called; empty where it called none, or no record is kept any more.
     """
 
     id: str
@@ -30,13 +31,14 @@ class Input(NamedTuple):
     payload: Payload | None
     error: str = ""
     traceback: str = ""
+    task: str = ""
 
 
 def input_of(record: Record) -> Input:
     """What those that depend on it get of a record that has ended."""
     last = record.attempts[-1] if record.attempts else None
     error, traceback = error_of(record.state, last)
-    return Input(record.id, record.type, record.state, record.result, error, traceback)
+    return Input(record.id, record.type, record.state, record.result, error, traceback, record.task)
 
 
 def error_of(state: State, last: Attempt | None) -> tuple[str, str]:
@@ -48,9 +50,10 @@ def error_of(state: State, last: Attempt | None) -> tuple[str, str]:
     return f"{last.outcome}: {last.error}" if last.error else last.outcome, last.traceback
 
 
-def cause(id: str, type: str, state: State, last: Attempt | None, *, has_result: bool) -> str:
+def cause(id: str, name: str, state: State, last: Attempt | None, *, has_result: bool) -> str:
     """Why whatever depends on a workitem that has ended, and needs its result, fails; empty: it need not.
 
+    name: that of the task that it called, or else its type.
     last: its last attempt.  Where that failed for the same reason, it is the first of them all that is named.
     """
     if state == State.SUCCEEDED and has_result:
@@ -58,7 +61,7 @@ def cause(id: str, type: str, state: State, last: Attempt | None, *, has_result:
     if state == State.FAILED and last is not None and last.outcome == DEPENDENCY:
         return last.error
     error = NO_RESULT if state == State.SUCCEEDED else error_of(state, last)[0]
-    return f"{id}{f' of {type}' if type else ''}: {state}{f': {error}' if error else ''}"
+    return f"{id}{f' of {name}' if name else ''}: {state}{f': {error}' if error else ''}"
 
 
 def passes(workitem: Workitem) -> bool:

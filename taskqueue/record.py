@@ -115,6 +115,7 @@ class Record:
     """One workitem: what it is about, where it stands, and what happened to it.
 
     type: empty until a dispatcher has found it out.
+    task: the name of the task that a client called; empty for a workitem of another kind.
     sent, due, ended: POSIX seconds; due is None where it was to be done at once, ended until it has.
     sender: who sent it, as user@host:pid.
     running: the attempt under way, as far as its carrier has said.
@@ -124,6 +125,7 @@ class Record:
     type: str
     state: State
     sent: float
+    task: str = ""
     sender: str = ""
     reference: str = ""
     priority: int = 0
@@ -186,6 +188,7 @@ def born(workitem: Workitem, *, sender: str, now: float, blocked: bool = False) 
         type=workitem.type,
         state=at_first(workitem, now, blocked=blocked),
         sent=now,
+        task=workitem.task,
         sender=sender,
         reference=workitem.reference,
         priority=workitem.priority or 0,

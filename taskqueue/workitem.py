@@ -88,6 +88,12 @@ class Workitem(NamedTuple):
     after: tuple[str, ...] = ()
     others: Mapping[str, str] = _NOTHING
 
+    @property
+    def task(self) -> str:
+        """The full name of the task that a client calls, for every store to keep; empty: it calls none."""
+        name = self.headers.get("task", "")
+        return name if isinstance(name, str) and name.isprintable() else ""
+
     def named(self) -> Workitem:
         """This workitem with an id: its own, or a new one where it has none."""
         return self if self.id else self._replace(id=_new_id())

@@ -92,7 +92,7 @@ def test_where_the_value_is_deferred_itself_its_failure_counts(store: taskqueue.
     assert isinstance(error, TaskFailure)
     assert failing.id in error.error and "ValueError: on purpose" in error.error
     told = store.submit(name_of, outer).result(PATIENCE)
-    assert told == f"TaskFailure of {failing.id} in default: ValueError: on purpose"
+    assert told == "TaskFailure of shop.fail in default: ValueError: on purpose"
 
 
 def test_a_value_that_is_its_own_is_an_error(store: taskqueue.Queue) -> None:

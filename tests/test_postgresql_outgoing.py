@@ -23,18 +23,19 @@ USUAL = Workitem(body=b"x", id="an id", type="t")
         *({"due": due} for due in (NOW - 1, NOW, NOW + 2, 1e300)),
         *({"expiration": seconds} for seconds in (-1.0, 0.0, 5.0, 1e300)),
         {"headers": {"a": "b"}, "reply_to": "a queue", "timestamp": 7},
+        {"headers": {"task": "shop.mail.send"}},
     ],
 )
 def test_what_is_sent_alone_is_told_as_all_else_is(more: dict[str, Any]) -> None:
     workitem = USUAL._replace(**more)
     item = Parcel(NOW).send("worker_t", workitem)
 
-    names = ("queue", "id", "type", "content_type", "properties", "priority", "reference", "delay", "lifetime")
+    names = ("queue", "id", "type", "task", "content_type", "properties", "priority", "reference", "delay", "lifetime")
     usual: dict[str, object] = {"properties": "", "priority": 0, "delay": None, "lifetime": None}
-    queue, id, type, content_type, properties, priority, sender, reference, body, *rest = (
+    queue, id, type, task, content_type, properties, priority, sender, reference, body, *rest = (
         alone("worker_t", workitem, "me", NOW) or ()
     )
-    told = (queue, id, type, content_type, properties, priority, reference or "", *rest)
+    told = (queue, id, type, task, content_type, properties, priority, reference or "", *rest)
     assert told == tuple((usual | item)[name] for name in names)
     assert (sender, body) == ("me", workitem.body)
     assert reference != ""  # which a column does not have
@@ -59,13 +60,17 @@ def test_what_has_more_to_say_is_not_sent_alone(more: dict[str, Any]) -> None:
 
 
 def test_those_that_are_sent_together_are_told_in_columns() -> None:
-    workitems = [("worker_t", USUAL), ("worker_u", USUAL._replace(body=b"", priority=5, reference="order:1"))]
+    workitems = [
+        ("worker_t", USUAL),
+        ("worker_u", USUAL._replace(body=b"", headers={"task": "a.b"}, reference="o", priority=5)),
+    ]
 
     (put,) = puts(workitems, "me", NOW)
 
     assert [column.split("\x1f") for column in put.columns or ()] == [
-        ["worker_t", "worker_u"], ["an id", "an id"], ["t", "t"], ["", ""], ["", '{"priority":5}'], ["0", "5"],
-        ["", "order:1"], ["", ""], ["", ""], ["0", "1"], ["1", "0"],
+        ["worker_t", "worker_u"], ["an id", "an id"], ["t", "t"], ["", "a.b"], ["", ""],
+        ["", '{"headers":{"task":"a.b"},"priority":5}'], ["0", "5"], ["", "o"], ["", ""], ["", ""],
+        ["0", "1"], ["1", "0"],
     ]  # fmt: skip
     assert (put.objects, put.bodies, put.told, put.sender) == (None, b"x", ["worker_t", "worker_u"], "me")
 

@@ -189,7 +189,7 @@ def test_what_runs_with_the_owners_rights_falls_into_no_trap_of_the_callers(
         assert owner.execute(without.encode()).fetchall() == [("put_one",)]
     shop.execute("SET search_path = trap, pg_catalog")
     for known in (False, True):
-        put = "'worker_invoice', '1', 'invoice', '', '', 0::smallint, '', NULL, 'x', 0.0, 60.0"
+        put = "'worker_invoice', '1', 'invoice', '', '', '', 0::smallint, '', NULL, 'x', 0.0, 60.0"
         shop.execute(f"SELECT taskqueue.put_one({put}, {known}, true)".encode())
     assert len(received(url, 2)) == 2
 

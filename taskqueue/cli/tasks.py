@@ -26,7 +26,7 @@ from taskqueue.store import Store
 
 __all__ = ["add_parser"]
 
-COLUMNS = ("id", "type", "state", "reference", "age", "attempts", "error")
+COLUMNS = ("id", "type", "task", "state", "reference", "age", "attempts", "error")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
@@ -93,7 +93,8 @@ def _tasks(args: argparse.Namespace) -> int:
             print(json.dumps(row))
         return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in table(rows, width, COLUMNS):
+    named = any(record.task for record in records)
+    for line in table(rows, width, [name for name in COLUMNS if named or name != "task"]):
         print(line)
     return 0
 
@@ -103,6 +104,7 @@ def _row(record: Record, now: float) -> dict[str, Any]:
     return {
         "id": record.id,
         "type": record.type,
+        "task": record.task,
         "state": record.state,
         "reference": record.reference,
         "sent": record.sent,
@@ -168,6 +170,7 @@ def _text(record: Record) -> Iterator[str]:
     values = {
         "id": record.id,
         "type": record.type,
+        "task": record.task,
         "state": record.state,
         "reference": record.reference,
         "sender": record.sender,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from taskqueue.client.ends import End
 from taskqueue.errors import ResultTimeout, TaskExpired, TaskFailure, Unsupported
 from taskqueue.lifecycle import State
-from taskqueue.record import Progress
+from taskqueue.record import Progress, Record
 from taskqueue.tasks import Promise, Task
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Deferred(Promise, Generic[T]):
     """What a task will return.  Reads like a concurrent.futures.Future, and can be awaited.
 
     id: the task's id, by which any program finds it again: `queue.deferred(id)`.
-    name: the task's name; empty where it was made from an id.
+    name: the task's name; empty where it was made from an id, and the store has not been asked about it yet.
     awaited: the id of the task whose value is to be its own: mostly this one.
 
     Given to another task as an argument, or anywhere inside of one, it stands for its value.  Pickled, it is its id and
@@ -64,8 +64,20 @@ class Deferred(Promise, Generic[T]):
         """Itself, as an argument of another task; type checkers take it for the value that it stands for."""
         return cast("T", self)
 
+    def _called(self, task: str) -> None:
+        """What it waits for is called `task`."""
+        if not self._task and self.awaited == self.id:
+            self._task = task
+
+    def follow(self, id: str, task: str) -> None:
+        """What it waited for, called `task`, has handed its value on to the task `id`: it waits for that one now."""
+        self._called(task)
+        self.awaited = id
+
     def settle(self, end: End | Exception) -> None:
         """It has ended, or nobody will ever know; the first time that somebody says so holds."""
+        if isinstance(end, End):
+            self._called(end.task)
         told: list[Callable[[], object]] = []
         # Ctrl-C may come with a call, and not between other steps: who is taken out of the list is called once.
         try:
@@ -140,7 +152,8 @@ class Deferred(Promise, Generic[T]):
         if failure is not None:
             raise failure
         assert end.payload is not None
-        return cast("T", self.queue.value_of(end.payload, self._task))
+        tasks = (self._task,) if self.awaited == self.id else (self._task, end.task)
+        return cast("T", self.queue.value_of(end.payload, *tasks))
 
     def _failure(self, end: End) -> TaskFailure | None:
         if end.state != State.SUCCEEDED:
@@ -178,8 +191,14 @@ class Deferred(Promise, Generic[T]):
         Raises UnknownTask; Unsupported over RabbitMQ, as long as it is under way.
         """
         if not self.done() or not isinstance(self._end, End):
-            return self.queue.status(self.awaited)
+            return self._record().state
         return self._end.state
+
+    def _record(self) -> Record:
+        """Of what it waits for."""
+        found = self.queue.record(self.awaited)
+        self._called(found.task)
+        return found
 
     @property
     def progress(self) -> Progress | None:
@@ -187,7 +206,7 @@ class Deferred(Promise, Generic[T]):
 
         Raises UnknownTask; Unsupported over RabbitMQ.
         """
-        return self.queue.record(self.awaited).progress if self.id else None
+        return self._record().progress if self.id else None
 
     def cancel(self) -> bool:
         """Have it end `cancelled`, whether it waits or runs; False where it has ended.  As `Queue.cancel`.

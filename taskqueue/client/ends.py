@@ -25,13 +25,14 @@ LINGER = 5.0  # seconds that the thread stays when nobody waits any more
 
 
 class End(NamedTuple):
-    """How a task ended.  payload: None where no result is kept."""
+    """How a task ended.  payload: None where no result is kept.  task: its name; empty where that is not known."""
 
     type: str
     state: State
     payload: Payload | None
     error: str = ""
     traceback: str = ""
+    task: str = ""
 
 
 class Waiting(Protocol):
@@ -46,6 +47,9 @@ class Waiting(Protocol):
     @property
     def has_ended(self) -> bool:
         """Whether it was told."""
+
+    def follow(self, id: str, task: str) -> None:
+        """The value of what it waits for, whose name is `task`, is that of the task `id`: it waits for that one now."""
 
     def settle(self, end: End | Exception) -> None:
         """It has ended so, or nobody will ever know.  Told twice, the first time holds; raises nothing of its own."""
@@ -210,10 +214,11 @@ class Ends:
         Where the value of one is that of another task, those who wait for it wait on, for that one; the ids of such.
         """
         told: list[tuple[Waiting, End | Exception]] = []
-        onward: list[tuple[str, Waiting, set[str]]] = []
+        onward: list[tuple[str, str, Waiting, set[str]]] = []
         with self._lock:
             waiting = {id: self._waiting(id) for id in found}
         for id, end in found.items():
+            task = end.task if isinstance(end, End) else ""
             next_id = values.promised(end.payload) if isinstance(end, End) and end.payload is not None else ""
             for each, passed in waiting[id].items():
                 if not next_id:
@@ -221,10 +226,10 @@ class Ends:
                 elif error := self.refused(id, next_id, passed):
                     told.append((each, error))
                 else:
-                    onward.append((next_id, each, {*passed, next_id}))
+                    onward.append((next_id, task, each, {*passed, next_id}))
         with self._lock:
-            for next_id, each, passed in onward:
-                each.awaited = next_id
+            for next_id, task, each, passed in onward:
+                each.follow(next_id, task)
                 self._wanted.setdefault(next_id, None)
                 self._followers.setdefault(next_id, {})[each] = passed
         settle_all(told[::-1])

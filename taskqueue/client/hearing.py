@@ -28,7 +28,7 @@ REPLY_EVERY = 0.25  # seconds after which the thread sees that it is not needed 
 def end_of(record: Record) -> End:
     """The end that a record tells of."""
     error, traceback = error_of(record.state, record.attempts[-1] if record.attempts else None)
-    return End(record.type, record.state, record.result, error, traceback)
+    return End(record.type, record.state, record.result, error, traceback, record.task)
 
 
 class StoreEnds(Ends):

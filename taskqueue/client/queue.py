@@ -140,14 +140,13 @@ class Queue(Submitter, Sender):
         found.settle(End(self.name, State.SUCCEEDED, encoded.payload))
         return found
 
-    def value_of(self, payload: Payload, task: Task | str = "") -> Any:
-        """What a result is as a value, with the classes that the task's annotation names.
-
-        task: empty: that is not known here.
-        """
+    def value_of(self, payload: Payload, *tasks: Task | str) -> Any:
+        """What a result is as a value, with the classes that the annotations of tasks name; empty: of any."""
         if not values.is_ours(payload):
             return formats.value(payload.body, payload.content_type)
-        classes = result_classes(task) if isinstance(task, str) else task.result_classes
+        classes: dict[str, type] = {}
+        for task in tasks:
+            classes |= result_classes(task) if isinstance(task, str) else task.result_classes
         return values.decode(payload, classes=classes, resolve=lambda id, name: self.deferred(Deferred(id, None, name)))
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ def weight(workitem: Workitem, inputs: Sequence[Input]) -> int:
     """Bytes in a frame, or somewhat fewer than that."""
     size = len(workitem.body)
     for one in inputs:
-        told = len(one.id) + len(one.type) + len(one.error) + len(one.traceback)
+        told = len(one.id) + len(one.type) + len(one.error) + len(one.traceback) + len(one.task)
         size += 100 + 6 * told + (len(one.payload.body) if one.payload is not None else 0)  # 6: as \\u0000
     return size
 
@@ -70,6 +70,7 @@ def described(inputs: Sequence[Input]) -> list[tuple[Any, ...]]:
             0 if one.payload is None else len(one.payload.body),
             one.error,
             one.traceback,
+            one.task,
         )
         for one in inputs
     ]
@@ -77,7 +78,7 @@ def described(inputs: Sequence[Input]) -> list[tuple[Any, ...]]:
 
 def read(descriptions: Sequence[Sequence[Any]], results: bytes, offset: int) -> Iterator[Input]:
     """The inputs again; `results` has their results from `offset` on."""
-    for id, type, state, content_type, size, error, traceback in descriptions:
+    for id, type, state, content_type, size, error, traceback, task in descriptions:
         payload = None if content_type is None else Payload(results[offset : offset + size], content_type)
         offset += size
-        yield Input(id, type, State(state), payload, error, traceback)
+        yield Input(id, type, State(state), payload, error, traceback, task)

@@ -118,8 +118,8 @@ class TaskWorker(BaseWorker):
             each = inputs[id]
             if each.payload is None:
                 if each.state == State.SUCCEEDED:
-                    return TaskExpired(id, each.type, str(each.state), NO_RESULT, task=name)
-                return TaskFailure(id, each.type, str(each.state), each.error, each.traceback, name)
+                    return TaskExpired(id, each.type, str(each.state), NO_RESULT, task=name or each.task)
+                return TaskFailure(id, each.type, str(each.state), each.error, each.traceback, name or each.task)
             within.append(id)
             value = values.decode(each.payload, classes=task.classes, resolve=resolve)
             within.pop()

@@ -71,12 +71,11 @@ _spaces: weakref.WeakSet[TaskSpace] = weakref.WeakSet()
 
 
 def result_classes(name: str) -> Mapping[str, type]:
-    """The classes that a result of the task `name` may have, as far as it is in this program; empty: of any task."""
+    """The classes that a result of the task `name` may have; those of any task, where this program has none of it."""
+    tasks = [task for space in list(_spaces) for task in space.tasks.values()]
     found: dict[str, type] = {}
-    for space in list(_spaces):
-        for task in space.tasks.values():
-            if name in ("", task.name):
-                found.update(task.result_classes)
+    for task in [task for task in tasks if task.name == name] or tasks:
+        found.update(task.result_classes)
     return found
 
 

@@ -15,7 +15,10 @@ from __future__ import annotations
 import pytest
 
 _OF_BROKERS = ("sending", "receiving", "results", "settling", "dead", "watching")
-_OF_STORES = ("recorded", "upkeep", "asking", "cancelling", "dependents", "depending", "inputs", "sizes", "store")
+_OF_STORES = (
+    *("recorded", "upkeep", "asking", "cancelling", "dependents", "depending", "blocking", "inputs", "promises"),
+    *("named", "sizes", "store"),
+)
 for _name in ("bench", *_OF_BROKERS, *_OF_STORES):
     pytest.register_assert_rewrite(f"taskqueue.testing.{_name}")
 

@@ -19,6 +19,7 @@ from taskqueue.testing.blocking import BlockingContract
 from taskqueue.testing.cancelling import CancellingContract
 from taskqueue.testing.depending import DependingContract
 from taskqueue.testing.inputs import InputsContract
+from taskqueue.testing.named import NamedContract
 from taskqueue.testing.promises import PromisesContract
 from taskqueue.testing.recorded import RUN, RecordedResultsContract
 from taskqueue.testing.sizes import SizesContract
@@ -36,6 +37,7 @@ class StoreContract(
     CancellingContract,
     DependingContract,
     InputsContract,
+    NamedContract,
     PromisesContract,
     SizesContract,
     AskingContract,

@@ -173,7 +173,7 @@ def _cause(id: str, record: Record | None) -> str:
     if record is None:
         return cause(id, "", State.SUCCEEDED, None, has_result=False)
     last = record.attempts[-1] if record.attempts else None
-    return cause(id, record.type, record.state, last, has_result=record.result is not None)
+    return cause(id, record.task or record.type, record.state, last, has_result=record.result is not None)
 
 
 def _input(id: str, record: Record | None) -> Input:

@@ -49,6 +49,7 @@ CREATE TABLE @schema@.carriers (
 -- seq: the order in which they came.  It needs no index: who was lent a workitem knows the place of its row, which
 -- nobody else changes.
 -- sent: when this life of the workitem began; a retry goes on with it.  sender: who sent it, as user@host:pid.
+-- task: the name of the task that a client called, which is among the headers, too.
 -- reference: NULL for none, so that the index serves joins, too.
 -- story: its attempts so far; running: the one under way.  (JSON, as brokers/postgresql/history.py writes it.)
 -- inputs: the number of what it depends on (see `dependencies`).  Of what is blocked: needs, how many of these have not
@@ -67,6 +68,7 @@ CREATE TABLE @schema@.workitems (
     queue text NOT NULL,
     id text NOT NULL,
     type text NOT NULL DEFAULT '',
+    task text NOT NULL DEFAULT '',
     reference text,
     sender text NOT NULL DEFAULT '',
     content_type text NOT NULL DEFAULT '',
@@ -117,6 +119,7 @@ CREATE SEQUENCE @schema@.dependents INCREMENT 1000000;  -- as many numbers for w
 CREATE TABLE @schema@.endings (
     id text NOT NULL,
     type text,
+    task text,
     state text,
     error text,
     kept boolean,
@@ -156,7 +159,8 @@ CREATE TABLE @schema@.history (
     running text NOT NULL,
     results text,
     result bytea,
-    kept_until timestamptz
+    kept_until timestamptz,
+    task text NOT NULL DEFAULT ''
 ) PARTITION BY RANGE (ended);
 CREATE INDEX history_id ON @schema@.history (id);
 CREATE INDEX history_reference ON @schema@.history (reference) WHERE reference IS NOT NULL;
@@ -238,22 +242,22 @@ CREATE VIEW @schema@.live AS
             ELSE 'waiting'
         END AS state,
         reference, priority, sent, due, NULL::timestamptz AS ended, sender, attempt, crashes, '' AS error,
-        seq, story, running, '' AS result_type, NULL::bytea AS result
+        task, seq, story, running, '' AS result_type, NULL::bytea AS result
     FROM @schema@.workitems
     WHERE queue = 'taskqueue' OR starts_with(queue, 'worker_');
 
 -- Work that is over.
 CREATE VIEW @schema@.past AS
     SELECT
-        id, type, state, reference, priority, sent, NULL::timestamptz AS due, ended, sender, attempt, crashes, error, seq,
-        story, running, result_type, CASE
+        id, type, state, reference, priority, sent, NULL::timestamptz AS due, ended, sender, attempt, crashes, error, task,
+        seq, story, running, result_type, CASE
             WHEN kept_until <= now() AND NOT EXISTS (SELECT FROM @schema@.dependencies d WHERE d.needed = h.id)
                 AND NOT EXISTS (SELECT FROM @schema@.promises p WHERE p.needed = h.id) THEN NULL
             ELSE result
         END AS result
     FROM @schema@.history h;
 
--- All work, for everybody who may see it.  The columns up to `error` stay as they are; the others are for programs of
+-- All work, for everybody who may see it.  The columns up to `task` stay as they are; the others are for programs of
 -- this project.
 CREATE VIEW @schema@.tasks AS
     SELECT * FROM @schema@.live

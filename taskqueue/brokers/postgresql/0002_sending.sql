@@ -18,8 +18,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     PERFORM know(lanes);
     INSERT INTO workitems (
-        sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, reference, sender, content_type,
-        properties, story, inputs, needs, failing, body
+        sent, due, expires, attempt, crashes, failures, state, priority, queue, id, type, task, reference, sender,
+        content_type, properties, story, inputs, needs, failing, body
     )
         SELECT
             coalesce(to_timestamp(i.sent), now()),
@@ -27,17 +27,18 @@ BEGIN
             now() + make_interval(secs => coalesce(i.delay, 0) + i.lifetime),
             coalesce(i.attempt, 1), coalesce(i.crashes, 0), coalesce(i.failures, 0),
             CASE WHEN i.after IS NOT NULL THEN 3 WHEN i.delay IS NULL THEN 0 ELSE 1 END,
-            coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), nullif(i.reference, ''),
-            coalesce(i.sender, store.sender), coalesce(i.content_type, ''), coalesce(i.properties, ''),
-            coalesce(i.story, ''), CASE WHEN i.inputs IS NULL AND i.after IS NOT NULL THEN base + i.place ELSE i.inputs END,
+            coalesce(i.priority, 0), i.queue, i.id, coalesce(i.type, ''), coalesce(i.task, ''),
+            nullif(i.reference, ''), coalesce(i.sender, store.sender), coalesce(i.content_type, ''),
+            coalesce(i.properties, ''), coalesce(i.story, ''),
+            CASE WHEN i.inputs IS NULL AND i.after IS NOT NULL THEN base + i.place ELSE i.inputs END,
             json_array_length(i.after), i.failing, substr(bodies, i.at + 1, i.size)
         FROM ROWS FROM (json_to_recordset(items) AS (
             sent double precision, delay double precision, lifetime double precision, attempt integer,
-            crashes integer, failures integer, priority smallint, queue text, id text, type text, reference text,
-            sender text, content_type text, properties text, story text, optional boolean, inputs bigint, after json,
-            failing text, at integer, size integer
+            crashes integer, failures integer, priority smallint, queue text, id text, type text, task text,
+            reference text, sender text, content_type text, properties text, story text, optional boolean, inputs bigint,
+            after json, failing text, at integer, size integer
         )) WITH ORDINALITY AS i (
-            sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, reference, sender,
+            sent, delay, lifetime, attempt, crashes, failures, priority, queue, id, type, task, reference, sender,
             content_type, properties, story, optional, inputs, after, failing, at, size, place
         )
         WHERE i.optional IS NOT TRUE OR EXISTS (SELECT FROM queues q WHERE q.name = i.queue)
@@ -52,7 +53,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
 BEGIN
     PERFORM know(lanes);
     INSERT INTO workitems (
-        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
+        due, expires, state, priority, queue, id, type, task, reference, sender, content_type, properties, body
     )
         SELECT
             now() + make_interval(secs => nullif(c.delay, '')::double precision),
@@ -60,8 +61,8 @@ BEGIN
                 secs => coalesce(nullif(c.delay, ''), '0')::double precision + nullif(c.lifetime, '')::double precision
             ),
             CASE WHEN c.delay <> '' THEN 1 ELSE 0 END, c.priority::smallint, c.queue, c.id, coalesce(c.type, ''),
-            nullif(c.reference, ''), store_columns.sender, coalesce(c.content_type, ''), coalesce(c.properties, ''),
-            substr(bodies, c.at::integer + 1, c.size::integer)
+            coalesce(c.task, ''), nullif(c.reference, ''), store_columns.sender, coalesce(c.content_type, ''),
+            coalesce(c.properties, ''), substr(bodies, c.at::integer + 1, c.size::integer)
         FROM ROWS FROM (
             unnest(string_to_array(columns[1], E'\x1f')),
             unnest(string_to_array(columns[2], E'\x1f')),
@@ -73,9 +74,10 @@ BEGIN
             unnest(string_to_array(columns[8], E'\x1f')),
             unnest(string_to_array(columns[9], E'\x1f')),
             unnest(string_to_array(columns[10], E'\x1f')),
-            unnest(string_to_array(columns[11], E'\x1f'))
+            unnest(string_to_array(columns[11], E'\x1f')),
+            unnest(string_to_array(columns[12], E'\x1f'))
         ) WITH ORDINALITY AS c (
-            queue, id, type, content_type, properties, priority, reference, delay, lifetime, at, size, place
+            queue, id, type, task, content_type, properties, priority, reference, delay, lifetime, at, size, place
         )
         ORDER BY c.place;
 END
@@ -129,8 +131,8 @@ $$;
 -- queue has this priority.  Without a search_path of its own, which costs as much as one of its statements: so all names
 -- are whole.
 CREATE FUNCTION @schema@.put_one(
-    queue text, id text, type text, content_type text, properties text, priority smallint, sender text, reference text,
-    body bytea, delay double precision, lifetime double precision, known boolean, tell boolean
+    queue text, id text, type text, task text, content_type text, properties text, priority smallint, sender text,
+    reference text, body bytea, delay double precision, lifetime double precision, known boolean, tell boolean
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -145,14 +147,14 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO @schema@.workitems (
-        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
+        due, expires, state, priority, queue, id, type, task, reference, sender, content_type, properties, body
     )
         VALUES (
             pg_catalog.now() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => delay),
             pg_catalog.now() OPERATOR(pg_catalog.+)
                 pg_catalog.make_interval(secs => COALESCE(delay, 0) OPERATOR(pg_catalog.+) lifetime),
-            CASE WHEN delay IS NULL THEN 0 ELSE 1 END, priority, queue, id, type, reference, sender, content_type, properties,
-            body
+            CASE WHEN delay IS NULL THEN 0 ELSE 1 END, priority, queue, id, type, task, reference, sender, content_type,
+            properties, body
         );
     IF tell THEN
         told := pg_catalog.pg_notify('@name@', queue)::pg_catalog.text;  -- an assignment, which is no query either
@@ -210,11 +212,12 @@ BEGIN
         SELECT place, coalesce(send.priority, 0)
         WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = place AND q.priority = coalesce(send.priority, 0));
     INSERT INTO workitems (
-        due, expires, state, priority, queue, id, type, reference, sender, content_type, properties, body
+        due, expires, state, priority, queue, id, type, task, reference, sender, content_type, properties, body
     )
         VALUES (
             CASE WHEN at > now() THEN at END, greatest(at, now()) + send.expiration, CASE WHEN at > now() THEN 1 ELSE 0 END,
-            coalesce(send.priority, 0), place, named, send.type, nullif(send.reference, ''),
+            coalesce(send.priority, 0), place, named, send.type, coalesce(send.headers->>'task', ''),
+            nullif(send.reference, ''),
             session_user || '@' || coalesce(host(inet_client_addr()), 'local') || ':' || pg_backend_pid(),
             'application/json', known::text, convert_to(send.body::text, 'UTF8')
         );

@@ -63,17 +63,17 @@ BEGIN
         ), gone AS (
             DELETE FROM workitems w USING ended e
             WHERE w.ctid = e.place AND w.seq = e.seq AND w.carrier IS NOT DISTINCT FROM me
-            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.queue,
-                w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story, e.results,
-                e.timeout, e.off, e.unbinds, e.at, e.size
+            RETURNING w.seq, w.sent, w.attempt, coalesce(e.crashes, w.crashes) AS crashes, w.priority, w.id, w.type, w.task,
+                w.queue, w.reference, w.sender, w.running, w.inputs, e.state, e.worker, e.error, e.result_type, e.story,
+                e.results, e.timeout, e.off, e.unbinds, e.at, e.size
         ), past AS (
             INSERT INTO history (
-                seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+                seq, sent, ended, attempt, crashes, priority, state, id, type, task, queue, reference, sender, worker, error,
                 result_type, story, running, results, kept_until, result
             )
             SELECT
-                g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.queue, g.reference,
-                g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
+                g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, g.state, g.id, g.type, g.task, g.queue,
+                g.reference, g.sender, coalesce(g.worker, ''), coalesce(g.error, ''), coalesce(g.result_type, ''),
                 coalesce(g.story, ''), CASE WHEN g.story IS NULL THEN '' ELSE g.running END,
                 g.results, statement_timestamp() + make_interval(secs => g.timeout), substr(bodies, g.at + 1, g.size)
             FROM gone g
@@ -83,7 +83,9 @@ BEGIN
         SELECT
             array_agg(seq), array_agg(inputs) FILTER (WHERE unbinds),
             array_agg(
-                ROW(id, type, state, error, state = 'succeeded' AND size IS NOT NULL, false, statement_timestamp())::endings
+                ROW(
+                    id, type, task, state, error, state = 'succeeded' AND size IS NOT NULL, false, statement_timestamp()
+                )::endings
             ) FILTER (WHERE state IS NOT NULL)
             INTO found, unbound, batch
             FROM gone;
@@ -298,16 +300,16 @@ BEGIN
             RETURNING *
         ), work AS (
             INSERT INTO history (
-                seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+                seq, sent, ended, attempt, crashes, priority, state, id, type, task, queue, reference, sender, worker, error,
                 result_type, story, running
             )
             SELECT
-                seq, sent, now(), attempt, crashes, priority, 'expired', id, type, expired_in, reference, sender, '', 'expired',
-                '', story, ''
+                seq, sent, now(), attempt, crashes, priority, 'expired', id, type, task, expired_in, reference, sender, '',
+                'expired', '', story, ''
             FROM late WHERE is_recorded(expired_in)
-            RETURNING id, type, ended
+            RETURNING id, type, task, ended
         )
-        SELECT array_agg(ROW(id, type, 'expired', '', false, false, ended)::endings) INTO finished FROM work;
+        SELECT array_agg(ROW(id, type, task, 'expired', '', false, false, ended)::endings) INTO finished FROM work;
         IF finished IS NOT NULL THEN
             woken := tell(finished);
         END IF;

@@ -29,9 +29,9 @@ BEGIN
     SELECT
         array_agg(
             CASE
-                WHEN l.id IS NOT NULL THEN ROW(o.id, NULL, NULL, NULL, NULL, NULL, NULL)::endings
-                WHEN h.id IS NULL THEN ROW(o.id, '', 'succeeded', '', false, false, now())::endings
-                ELSE ROW(o.id, h.type, h.state, h.error, h.kept, h.rooted, h.ended)::endings
+                WHEN l.id IS NOT NULL THEN ROW(o.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::endings
+                WHEN h.id IS NULL THEN ROW(o.id, '', '', 'succeeded', '', false, false, now())::endings
+                ELSE ROW(o.id, h.type, h.task, h.state, h.error, h.kept, h.rooted, h.ended)::endings
             END
         ),
         min(o.id) FILTER (WHERE l.id IS NULL AND h.id IS NULL)
@@ -43,7 +43,7 @@ BEGIN
         ) l ON l.id = o.id
         LEFT JOIN (
             SELECT DISTINCT ON (p.id)
-                p.id, p.type, p.state, p.ended,
+                p.id, p.type, p.task, p.state, p.ended,
                 CASE WHEN p.state IN ('failed', 'dead') THEN p.error ELSE '' END AS error,
                 p.state = 'succeeded' AND p.result IS NOT NULL
                     AND (p.kept_until IS NULL OR p.kept_until > now() OR is_needed(p.id)) AS kept,
@@ -243,9 +243,9 @@ BEGIN
         next := '{}';
         FOR part IN  -- all that is said of them is the same: mostly there is one part
             SELECT
-                t.type, t.state, t.error, t.kept, t.rooted, t.ended, array_agg(t.id) AS ids,
+                t.type, t.task, t.state, t.error, t.kept, t.rooted, t.ended, array_agg(t.id) AS ids,
                 CASE WHEN t.rooted THEN t.error WHEN NOT t.kept THEN cause(t) END AS cause
-            FROM unnest(todo) t GROUP BY 1, 2, 3, 4, 5, 6, 8
+            FROM unnest(todo) t GROUP BY 1, 2, 3, 4, 5, 6, 7, 9
         LOOP
             IF NOT part.kept THEN
                 numbers := ARRAY(
@@ -277,7 +277,7 @@ BEGIN
             END IF;
             IF others THEN
                 INSERT INTO endings
-                    SELECT e.id, part.type, part.state, part.error, part.kept, part.rooted, part.ended
+                    SELECT e.id, part.type, part.task, part.state, part.error, part.kept, part.rooted, part.ended
                     FROM unnest(part.ids) AS e (id), LATERAL (
                         SELECT FROM dependencies d,
                             LATERAL (SELECT FROM workitems w WHERE w.inputs = d.dependent AND w.state = 3 OFFSET 0) w
@@ -295,7 +295,7 @@ $$;
 CREATE FUNCTION @schema@.cause(ending @schema@.endings) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
     SELECT concat(
-        ending.id, ' of ' || nullif(ending.type, ''), ': ', ending.state,
+        ending.id, ' of ' || coalesce(nullif(ending.task, ''), nullif(ending.type, '')), ': ', ending.state,
         ': ' || nullif(
             CASE
                 WHEN ending.state = 'succeeded' THEN 'no result is kept'
@@ -315,11 +315,11 @@ BEGIN
         DELETE FROM workitems w WHERE w.inputs = ANY (numbers) AND w.state = 3 RETURNING w.*
     ), past AS (
         INSERT INTO history (
-            seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+            seq, sent, ended, attempt, crashes, priority, state, id, type, task, queue, reference, sender, worker, error,
             result_type, story, running
         )
         SELECT
-            g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, 'failed', g.id, g.type, g.queue,
+            g.seq, g.sent, statement_timestamp(), g.attempt, g.crashes, g.priority, 'failed', g.id, g.type, g.task, g.queue,
             g.reference, g.sender, '', fail.cause, '',
             CASE WHEN g.story = '' THEN '[' ELSE left(g.story, -1) || ',' END
                 || '[' || g.attempt || ',"dependency",null,' || to_json(fail.cause) || ',"",null,[]]]',
@@ -340,7 +340,7 @@ BEGIN
         RETURNING queue
     )
     SELECT
-        array_agg(ROW(g.id, g.type, 'failed', fail.cause, false, true, statement_timestamp())::endings),
+        array_agg(ROW(g.id, g.type, g.task, 'failed', fail.cause, false, true, statement_timestamp())::endings),
         ARRAY(SELECT DISTINCT r.queue FROM replies r)
         INTO finished, woken
         FROM gone g;
@@ -492,13 +492,14 @@ BEGIN
         SELECT
             json_agg(
                 json_build_array(
-                    d.needed, d.type, coalesce(d.state, 'succeeded'), d.error, h.result_type, length(h.result), h.story
+                    d.needed, d.type, coalesce(d.state, 'succeeded'), d.error, h.result_type, length(h.result), h.story,
+                    h.task
                 ) ORDER BY d.place
             ),
             coalesce(string_agg(h.result, '' ORDER BY d.place), '')
             INTO found
             FROM dependencies d LEFT JOIN LATERAL (
-                SELECT h.result_type, h.result, CASE WHEN d.state IN ('failed', 'dead') THEN h.story END AS story
+                SELECT h.task, h.result_type, h.result, CASE WHEN d.state IN ('failed', 'dead') THEN h.story END AS story
                 FROM history h WHERE h.id = d.needed AND h.ended = d.ended LIMIT 1
             ) h ON true
             WHERE d.dependent = number;
@@ -521,16 +522,16 @@ BEGIN
         DELETE FROM workitems w WHERE w.ctid = ANY (chosen) RETURNING w.*
     ), past AS (
         INSERT INTO history (
-            seq, sent, ended, attempt, crashes, priority, state, id, type, queue, reference, sender, worker, error,
+            seq, sent, ended, attempt, crashes, priority, state, id, type, task, queue, reference, sender, worker, error,
             result_type, story, running
         )
         SELECT
-            g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, 'cancelled', g.id, g.type, g.queue, g.reference,
-            g.sender, '', '', '', g.story, ''
+            g.seq, g.sent, now(), g.attempt, g.crashes, g.priority, 'cancelled', g.id, g.type, g.task, g.queue,
+            g.reference, g.sender, '', '', '', g.story, ''
         FROM gone g
     )
     SELECT
-        array_agg(ROW(g.id, g.type, 'cancelled', '', false, false, now())::endings),
+        array_agg(ROW(g.id, g.type, g.task, 'cancelled', '', false, false, now())::endings),
         array_agg(g.inputs) FILTER (WHERE g.inputs IS NOT NULL)
         INTO finished, unbound
         FROM gone g;

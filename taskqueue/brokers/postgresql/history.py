@@ -70,13 +70,14 @@ def _error(attempt: Attempt | None, state: State) -> str:
 
 def record(row: Sequence[Any]) -> Record:
     """The record that a row of the view `tasks` is."""
-    id, type, state, reference, priority, sent, due, ended, sender, *_, story, said, result_type, result = row
+    id, type, state, reference, priority, sent, due, ended, sender, *_, task, _, story, said, result_type, result = row
     run, progress = running(said)
     return Record(
         id=id,
         type=type,
         state=State(state),
         sent=sent.timestamp(),
+        task=task,
         sender=sender,
         reference=reference or "",
         priority=priority,
@@ -91,12 +92,12 @@ def record(row: Sequence[Any]) -> Record:
 
 def input_of(row: Sequence[Any], result: bytes) -> Input:
     """How something ended that a workitem depends on: what the database's `inputs_of` says of it, and its result."""
-    id, type, state, error, result_type, size, story = row
+    id, type, state, error, result_type, size, story, task = row
     last = attempts(story or "")[-1:]
     payload = None if size is None else Payload(result, result_type)
     if state in (State.CANCELLED, State.EXPIRED):  # as `taskqueue.depending.error_of` has it
-        return Input(id, type or "", State(state), payload)
-    return Input(id, type or "", State(state), payload, error or "", last[0].traceback if last else "")
+        return Input(id, type or "", State(state), payload, task=task or "")
+    return Input(id, type or "", State(state), payload, error or "", last[0].traceback if last else "", task or "")
 
 
 def _seconds(time: datetime | None) -> float | None:

@@ -34,7 +34,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 Item: TypeAlias = tuple[str, Workitem]
 """A workitem, and the queue that it goes to."""
 
-_Row: TypeAlias = tuple[str, str, str, str, str, int, str, str | None, bytes, float | None, float | None]
+_Row: TypeAlias = tuple[str, str, str, str, str, str, int, str, str | None, bytes, float | None, float | None]
 
 
 class Put(NamedTuple):
@@ -61,8 +61,8 @@ def alone(queue: str, workitem: Workitem, sender: str, now: float) -> _Row | Non
     if workitem.reference and not is_exact(workitem.reference):
         return None
     return (
-        queue, id, type, content_type, to_text(workitem), priority(workitem), sender, workitem.reference or None,
-        workitem.body, delay(workitem, now), lifetime(workitem),
+        queue, id, type, workitem.task, content_type, to_text(workitem), priority(workitem), sender,
+        workitem.reference or None, workitem.body, delay(workitem, now), lifetime(workitem),
     )  # fmt: skip
 
 
@@ -103,14 +103,14 @@ def _rows(items: Iterable[Item], sender: str, now: float) -> list[_Row] | None:
 
 def _in_columns(rows: Sequence[_Row], sender: str) -> Put | None:
     """None: there is a value that a column can't have."""
-    queues, ids, types, content_types, properties, priorities, _, references, bodies, delays, lifetimes = zip(
+    queues, ids, types, tasks, content_types, properties, priorities, _, references, bodies, delays, lifetimes = zip(
         *rows, strict=True
     )
     sizes = [*map(len, bodies)]
     columns = [
         BETWEEN.join(values)
         for values in (
-            queues, ids, types, content_types, properties, map(str, priorities), map(_text, references),
+            queues, ids, types, tasks, content_types, properties, map(str, priorities), map(_text, references),
             map(_text, delays), map(_text, lifetimes), map(str, accumulate(sizes[:-1], initial=0)), map(str, sizes),
         )
     ]  # fmt: skip

@@ -40,7 +40,7 @@ from taskqueue.workitem import DEAD_LETTERS, Workitem
 __all__ = ["Parcel"]
 
 MAX_INTEGER = (1 << 31) - 1
-_KEPT = ("id", "type", "reference", "content_type")
+_KEPT = ("id", "type", "task", "reference", "content_type")
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 

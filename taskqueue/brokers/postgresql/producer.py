@@ -23,7 +23,7 @@ from taskqueue.workitem import Workitem, worker_queue
 __all__ = ["PostgreSQLProducer", "addressed"]
 
 _PUT = "SELECT {}.put(%b, %s, %b, %s, %s, %b, %b, NULL, %b)"
-_PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
+_PUT_ONE = "SELECT {}.put_one(%s, %s, %s, %s, %s, %s, %s, %s, %s, %b, %s, %s, %s, %s)"
 REPLIES_AT_ONCE = 1000  # that are taken
 
 
@@ -76,7 +76,7 @@ class PostgreSQLProducer:
                 self._put_all(connection, first, sole)
 
     def _put_one(self, connection: psycopg.Connection, one: tuple[object, ...]) -> None:
-        queue, _, _, _, _, priority, *_ = one
+        queue, _, _, _, _, _, priority, *_ = one
         known = (queue, priority) in self._known
         self._sending.do(connection, _PUT_ONE, *one, known, self._place.notify)
         self._known.add((queue, priority))

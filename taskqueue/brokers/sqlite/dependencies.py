@@ -213,14 +213,16 @@ def after(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, t
 
 def inputs(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, tuple[Input, ...]]:
     """How those have ended that these lives depend on.  Results that are over are kept for them."""
-    sql = f"""SELECT dependent, dependencies.id, type, state, result_type, result, story
+    sql = f"""SELECT dependent, dependencies.id, type, state, result_type, result, story, task
         FROM dependencies LEFT JOIN ended ON born = life
         WHERE dependent IN {_NUMBERS} ORDER BY dependent, position"""
     found: dict[int, list[Input]] = {}
-    for number, id, type, state, kind, result, story in connection.execute(sql, (json.dumps(numbers),)).fetchall():
+    for number, id, type, state, kind, result, story, task in connection.execute(
+        sql, (json.dumps(numbers),)
+    ).fetchall():
         payload = None if result is None else Payload(result, kind)
         how = State(state or State.SUCCEEDED)
-        one = Input(id, type or "", how, payload, *error_of(how, _last(how, story or "")))
+        one = Input(id, type or "", how, payload, *error_of(how, _last(how, story or "")), task or "")
         found.setdefault(number, []).append(one)
     return {number: tuple(ones) for number, ones in found.items()}
 
@@ -258,8 +260,8 @@ def _live(connection: sqlite3.Connection, ids: Collection[str]) -> dict[str, int
 
 
 def _ended(connection: sqlite3.Connection, ids: Collection[str], now: float) -> dict[str, tuple[Any, ...]]:
-    """Of the latest lives that have ended type, state, story, whether there is a result at `now`, and number."""
-    sql = f"""SELECT id, type, state, story, result IS NOT NULL AND {KEPT}, max(born) FROM ended
+    """Of the latest lives that have ended name, state, story, whether there is a result at `now`, and number."""
+    sql = f"""SELECT id, iif(task = '', type, task), state, story, result IS NOT NULL AND {KEPT}, max(born) FROM ended
         WHERE id IN (SELECT value FROM json_each(:ids)) GROUP BY id"""
     rows = connection.execute(sql, {"ids": json.dumps(list(ids)), "now": now}).fetchall()
     return {row[0]: row[1:] for row in rows}
@@ -268,8 +270,8 @@ def _ended(connection: sqlite3.Connection, ids: Collection[str], now: float) -> 
 def _cause(id: str, ended: Sequence[Any] | None) -> str:
     if ended is None:
         return cause(id, "", State.SUCCEEDED, None, has_result=False)
-    type, state, story, has_result, _ = ended
-    return cause(id, type, State(state), _last(state, story), has_result=bool(has_result))
+    name, state, story, has_result, _ = ended
+    return cause(id, name, State(state), _last(state, story), has_result=bool(has_result))
 
 
 def _last(state: str, story: str) -> Attempt | None:

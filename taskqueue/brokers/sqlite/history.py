@@ -13,6 +13,7 @@ from taskqueue.brokers.sqlite.schema import BLOCKED, KEPT, SCHEDULED, Life, with
 from taskqueue.depending import result_ends
 from taskqueue.lifecycle import ENDED, State, after
 from taskqueue.outcome import Effects, Payload, effects
+from taskqueue.properties import from_text
 from taskqueue.record import (
     DEPENDENCY,
     Attempt,
@@ -43,10 +44,11 @@ __all__ = [
 ]
 
 ENDED_COLUMNS = (
-    "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, until, results"
+    "born, id, type, reference, priority, state, sender, ended, story, running, result_type, result, until, task, "
+    "results"
 )
 _ENDED = ENDED_COLUMNS.replace(" result,", f" iif({KEPT}, result, NULL),")
-_LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running"
+_LIVE = "seq, born, id, type, reference, priority, state, sender, due, attempt, story, running, properties"
 
 
 class Ending(NamedTuple):
@@ -106,6 +108,7 @@ def _ended(
         None if result is None else result.content_type,
         None if result is None else result.body,
         None if result is None else result_ends(workitem, now),
+        workitem.task,
         results or None,
     )
 
@@ -122,10 +125,10 @@ def cancelled(workitem: Workitem, life: Life, now: float) -> tuple[Any, ...]:
 
 def cause(record: tuple[Any, ...]) -> tuple[str, str]:
     """Of values of ENDED_COLUMNS the id, and `depending.cause`."""
-    _, id, type, _, _, name, _, _, story, _, _, result, _, _ = record
-    state = State(name)
+    _, id, type, _, _, state, _, _, story, _, _, result, _, task, _ = record
+    state = State(state)
     told = () if state == State.SUCCEEDED else attempts(story)
-    return id, depending.cause(id, type, state, told[-1] if told else None, has_result=result is not None)
+    return id, depending.cause(id, task or type, state, told[-1] if told else None, has_result=result is not None)
 
 
 def unmet(workitem: Workitem, life: Life, why: str, now: float) -> tuple[Any, ...]:
@@ -188,7 +191,7 @@ def records(
 
 
 def _from_live(row: Sequence[Any]) -> Record:
-    seq, born, id, type, reference, priority, number, sender, due, attempt, story, said = row
+    seq, born, id, type, reference, priority, number, sender, due, attempt, story, said, properties = row
     tried = attempts(story)
     run, progress = running(said)
     if number == BLOCKED:
@@ -202,16 +205,17 @@ def _from_live(row: Sequence[Any]) -> Record:
     else:
         state = State.SCHEDULED if number == SCHEDULED else State.WAITING
     return Record(
-        id=id, type=type, state=state, sent=(born if born > 0 else seq) / 1e6, sender=sender, reference=reference,
-        priority=priority, due=due, attempts=tried, running=run, progress=progress,
+        id=id, type=type, state=state, sent=(born if born > 0 else seq) / 1e6,
+        task=Workitem(b"", **from_text(properties)).task, sender=sender, reference=reference, priority=priority,
+        due=due, attempts=tried, running=run, progress=progress,
     )  # fmt: skip
 
 
 def _from_ended(row: Sequence[Any]) -> Record:
-    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, _, _ = row
+    born, id, type, reference, priority, state, sender, ended, story, said, result_type, result, _, task, _ = row
     return Record(
-        id=id, type=type, state=State(state), sent=born / 1e6, sender=sender, reference=reference, priority=priority,
-        ended=ended, attempts=attempts(story), progress=running(said)[1],
+        id=id, type=type, state=State(state), sent=born / 1e6, task=task, sender=sender, reference=reference,
+        priority=priority, ended=ended, attempts=attempts(story), progress=running(said)[1],
         result=None if result is None else Payload(result, result_type),
     )  # fmt: skip
 

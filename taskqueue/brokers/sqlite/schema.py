@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x74617371  # "tasq": says in the file's header whose file it is
-VERSION = 5
+VERSION = 6
 
 WAITING, SCHEDULED, LENT, BLOCKED = 0, 1, 2, 3
 LATE = 7200
@@ -152,7 +152,10 @@ CREATE TABLE promises (life INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (lif
 CREATE INDEX promised ON promises (id);
 """
 
-MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# task: the name of the task that a client called; of what has not ended it is among the properties.
+_SIXTH = "ALTER TABLE ended ADD COLUMN task TEXT NOT NULL DEFAULT ''"
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
 """The scripts that lead from one version of the schema to the next; the version is how many were applied."""
 
 COLUMNS = (
