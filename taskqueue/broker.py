@@ -275,6 +275,12 @@ class Broker(Protocol):
     def anew(self) -> Broker:
         """The same place, with connections of its own: for another event loop.  To be closed by whoever asked."""
 
+    def apart(self) -> Options | None:
+        """How a process of its own reaches the same place, where a carrier has to say now and then that it lives.
+
+        In a program it is one then, for whatever holds the program up would keep it from that.  None: it need not be.
+        """
+
     async def declare(self, queue: str) -> bool:
         """Make `queue` where it does not exist; True if it was made.  Raises BrokerError where it can't be."""
 

@@ -29,6 +29,8 @@ class Told:
         self.events: list[tuple[Any, ...]] = []
         self.worked_after: list[int] = []
         self.completing: list[Any] = []
+        self.held_up = False
+        self.seen: Callable[[], None] = lambda: None
 
     def ready(self, process: WorkerProcess) -> None:
         self.events.append(("ready",))
@@ -62,8 +64,11 @@ class Told:
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         self.events.append(("over", what))
 
-    def left_alone(self, process: WorkerProcess, what: str) -> None:
+    def left_alone(self, process: WorkerProcess, what: str, seen: Callable[[], None]) -> None:
         self.events.append(("left", what))
+        self.seen = seen
+        if not self.held_up:
+            seen()
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         self.events.append(("unwanted", number))

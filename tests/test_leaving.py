@@ -57,6 +57,27 @@ def test_where_they_do_not_let_go_of_it_all_of_them_are_left_alone() -> None:
     scene(play, THREADS)
 
 
+def test_a_program_that_is_held_up_is_waited_for() -> None:
+    def play(actor: Actor) -> None:
+        actor.say(Kind.READY, None)
+        actor.owner.held_up = True
+        actor.give("a")
+        actor.mark(1, slot=0)
+        for _ in range(3):
+            actor.clock.now += 60.0
+            actor.process._look()
+        assert actor.process.usable
+        actor.owner.seen()
+        actor.clock.now += 1.9
+        actor.process._look()
+        assert actor.process.usable
+        actor.clock.now += 0.2
+        actor.process._look()
+        assert not actor.process.usable
+
+    scene(play, THREADS)
+
+
 def test_processes_are_killed() -> None:
     def play(actor: Actor) -> None:
         actor.say(Kind.READY, None)

@@ -110,6 +110,18 @@ def test_a_carrier_whose_program_was_held_up_keeps_its_lease_where_nobody_has_ta
     run(f"{database.url}?heartrate=1", work)
 
 
+def test_a_carrier_renews_its_lease_in_time_however_short_it_is(database: Database) -> None:
+    async def work(broker: Broker) -> None:
+        consumer = broker.consumer(QUEUE, reserve=1)
+        held = await lent(consumer, 1)
+        await asyncio.sleep(5.0)
+        assert not held[0].lease.lost
+        assert await settle(consumer, held, Done(None)) == [True]
+
+    send(database.url, b"1")
+    run(f"{database.url}?heartrate=0.5", work)
+
+
 def test_a_carrier_gives_its_lease_up_before_others_may_take_over(spare_database: Database) -> None:
     heartrate = 1.0
 

@@ -1,4 +1,4 @@
-"""`python -m taskqueue.carrier FD`, started by the manager."""
+"""`python -m taskqueue.carrier FD [PID]`, started by the manager.  PID: of the program that it is a part of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 
 from taskqueue.carrier.manager_end import ManagerEnd
 from taskqueue.process.protocol import inherited_socket
+from taskqueue.process.spawn import tie_to
 from taskqueue.title import set_title
 
 _PR_SET_DUMPABLE = 4
@@ -21,6 +22,8 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        tie_to(int(sys.argv[2]))
     # Its memory holds the broker's password: not readable for other processes of the same user.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     set_title("carrier")

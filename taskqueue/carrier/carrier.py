@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from taskqueue.broker import Broker, Delivery, Ended
@@ -43,6 +43,9 @@ class Manager(Protocol):
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         """A worker process is to be killed, or sent another signal, with all of its process group."""
+
+    def when_seen(self, then: Callable[[], None]) -> None:
+        """Call `then` when the manager is seen to run: it may be a program that is held up."""
 
     def said(self, name: str, level: int, text: str) -> None:
         """A worker process logged something."""
@@ -265,8 +268,9 @@ class Carrier:
         log.warning("worker process %d of %s: %s: killed", process.pid, process.group.name, what)
         self._manager.kill(process.pid)
 
-    def left_alone(self, process: WorkerProcess, what: str) -> None:
+    def left_alone(self, process: WorkerProcess, what: str, seen: Callable[[], None]) -> None:
         log.warning("%s: %s: it is ended, and its handler left alone", process.group.name, what)
+        self._manager.when_seen(seen)
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         log.warning(

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from taskqueue.broker import Options, connect
@@ -21,7 +23,7 @@ __all__ = ["ManagerEnd"]
 log = logging.getLogger(__name__)
 
 LOG_BACKLOG = 1 << 22  # bytes: what worker processes log beyond what the manager takes is dropped, not piled up
-HELLO = ("log_level", "max_result", "formats")  # what worker processes are told of the configuration
+HELLO = ("log_level", "max_result", "formats", "program")  # what worker processes are told of the configuration
 PAIRS = ("environment", "settings")  # of a group; JSON makes lists of them
 
 
@@ -44,6 +46,7 @@ class ManagerEnd:
         self._connected = False
         self._over = False
         self._unsaid = 0
+        self._asked: deque[Callable[[], None]] = deque()  # what is to be done when the manager answers
         self._wire = Wire(sock, self._told, self._orphaned, takes_files=True)
 
     async def run(self) -> None:
@@ -75,16 +78,18 @@ class ManagerEnd:
                 self._carrier.log_state()
             case Kind.PING:
                 self._wire.send(Kind.PONG)
+            case Kind.PONG:
+                self._asked.popleft()()
             case _:
                 raise ValueError(f"the manager does not say {kind.name}")
 
     def _configure(self, meta: dict[str, Any]) -> None:
         """The first time it names the broker as well; later only what worker processes are told, and what is kept."""
-        self._carrier.configure({name: meta[name] for name in HELLO}, _keeping(meta["keeping"]))
+        self._carrier.configure({name: meta[name] for name in HELLO if name in meta}, _keeping(meta["keeping"]))
         if not self._connected:
             self._connected = True
             logging.getLogger().setLevel(meta["log_level"])
-            self._carrier.open(connect(Options(**meta["broker"])))
+            self._carrier.open(connect(Options(**meta["broker"])), alone=meta.get("alone", False))
 
     # What the carrier says.
 
@@ -102,6 +107,10 @@ class ManagerEnd:
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         self._wire.send(Kind.KILL, {"pid": pid, "signal": number})
+
+    def when_seen(self, then: Callable[[], None]) -> None:
+        self._asked.append(then)
+        self._wire.send(Kind.PING)
 
     def said(self, name: str, level: int, text: str) -> None:
         if self._wire.backlog > LOG_BACKLOG:

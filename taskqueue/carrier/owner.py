@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskqueue.broker import Delivery, Ended
@@ -49,8 +49,11 @@ class Owner(Protocol):
     def over_limit(self, process: WorkerProcess, what: str) -> None:
         """A workitem runs longer than the group's time limit, or memory is over the limit; it is condemned."""
 
-    def left_alone(self, process: WorkerProcess, what: str) -> None:
-        """A workitem runs longer than its time limit, and nobody can be killed for it: it ends without its handler."""
+    def left_alone(self, process: WorkerProcess, what: str, seen: Callable[[], None]) -> None:
+        """A workitem runs longer than its time limit, and nobody can be killed for it: it ends without its handler.
+
+        seen: to be called once the program whose threads they are is seen to run, which may be held up.
+        """
 
     def unwanted(self, process: WorkerProcess, number: signal.Signals) -> None:
         """A workitem that was cancelled goes on: all of its process group is to get this signal; it is condemned."""

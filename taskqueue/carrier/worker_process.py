@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -223,9 +224,9 @@ class WorkerProcess:
                 self._owner.over_limit(self, what)
             else:
                 # Their handlers are told, and others take their slots.
-                self._leaving.update(dict.fromkeys(over, now + LEAVE_WITHIN))
+                self._leaving.update(dict.fromkeys(over, math.inf))
                 self._wire.send(Kind.LEAVE, list(over))
-                self._owner.left_alone(self, what)
+                self._owner.left_alone(self, what, lambda: self._leave_soon(over))
         elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
             self._weighed = now
             size = self._memory.resident()
@@ -233,6 +234,12 @@ class WorkerProcess:
                 why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
                 self.condemn(dict.fromkeys(self.started(), Crashed(why)))
                 self._owner.over_limit(self, why)
+
+    def _leave_soon(self, numbers: Iterable[int]) -> None:
+        """The program could have let go of these by now, if it is to do so at all."""
+        by = self._clock.monotonic() + LEAVE_WITHIN
+        self._leaving.update((number, by) for number in numbers if number in self._leaving)
+        self._watch()
 
     def _note_work(self) -> None:
         if not self._worked:

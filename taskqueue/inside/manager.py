@@ -7,19 +7,29 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from taskqueue.broker import Broker
-from taskqueue.carrier.carrier import Carrier
 from taskqueue.clock import SYSTEM
 from taskqueue.config import Group
 from taskqueue.errors import BrokerUnavailable, PluginError
-from taskqueue.upkeep import Keeping
-from taskqueue.workerpool.processes import GRACE
+from taskqueue.workerpool.processes import GRACE, Carrier
 
-__all__ = ["Manager", "Workers"]
+__all__ = ["Carrying", "Manager", "Workers"]
 
 log = logging.getLogger(__name__)
+
+
+class Carrying(Carrier, Protocol):
+    """The carrier, in this event loop or in a process of its own."""
+
+    async def run(self) -> None:
+        """Work until drained.  Raises what went wrong inside."""
+
+    def drain(self, *, hard: bool = False) -> None:
+        """Take nothing new, have everything finished, and end.  hard: what runs is not waited for."""
+
+    async def close(self) -> None:
+        """Give back what is held, at once."""
 
 
 class Workers(Protocol):
@@ -62,18 +72,16 @@ class Workers(Protocol):
 class Manager:
     """Of one group.
 
-    broker: as `anew` gave it; closed at the end.  hello: what workers are told beside what the group says.
+    carrier: makes its carrier, in this event loop or not.
     workers: makes those of the group, who work for a carrier and call back when there is something to do.
     ready: called with None once somebody is there to work, or with why nobody can be.
     """
 
     def __init__(
         self,
-        broker: Broker,
         group: Group,
-        hello: dict[str, Any],
-        keeping: Keeping,
-        workers: Callable[[Carrier, Callable[[], None]], Workers],
+        carrier: Callable[[Manager], Carrying],
+        workers: Callable[[Carrying, Callable[[], None]], Workers],
         ready: Callable[[BaseException | None], None],
     ) -> None:
         self._group = group
@@ -82,9 +90,7 @@ class Manager:
         self._wake = asyncio.Event()
         self._killing_at: float | None = None
         self._trouble = ""
-        self._carrier = Carrier(self)
-        self._carrier.configure(hello, keeping)
-        self._carrier.open(broker, alone=True)
+        self._carrier = carrier(self)
         self._workers = workers(self._carrier, self._wake.set)
 
     async def run(self) -> None:
@@ -168,6 +174,14 @@ class Manager:
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         self._workers.kill_one(pid, number)
+
+    def bereaved(self) -> None:
+        """The carrier is dead, and will be replaced: what its workers do is done again."""
+        self._workers.retire()
+        self._workers.kill()
+
+    def when_seen(self, then: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(then)
 
     def said(self, name: str, level: int, text: str) -> None:
         logging.getLogger(name).log(level, "%s", text)

@@ -7,11 +7,10 @@ import os
 import signal
 from collections.abc import Callable
 
-from taskqueue.carrier.carrier import Carrier
 from taskqueue.clock import SYSTEM
 from taskqueue.config import Group
 from taskqueue.process.spawn import spawn_inside
-from taskqueue.workerpool.processes import Processes
+from taskqueue.workerpool.processes import Carrier, Processes
 
 __all__ = ["InProcesses"]
 

@@ -9,7 +9,7 @@ import os
 import queue as queues
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -21,10 +21,12 @@ from taskqueue.config.arguments import group
 from taskqueue.config.parsers import LONGEST
 from taskqueue.errors import PluginError
 from taskqueue.inside import place
-from taskqueue.inside.manager import Manager, Workers
+from taskqueue.inside.apart import CarrierApart
+from taskqueue.inside.manager import Carrying, Manager, Workers
 from taskqueue.inside.processes import InProcesses
 from taskqueue.inside.threads import Threads
 from taskqueue.upkeep import Keep, Keeping
+from taskqueue.workerpool.carrier_end import kept
 
 __all__ = ["Running", "running"]
 
@@ -184,13 +186,24 @@ class Running:
             "is_elsewhere": not self._queue.broker.capabilities.several_programs,
             "program": None if self._make is not None else place.surroundings(self._group.entry_point),
         }
-        broker = self._queue.broker.anew()
-        self._manager = Manager(broker, self._group, hello, self.keeping, self._workers, self._ready.put)
+        self._manager = Manager(
+            self._group, lambda manager: self._carrier(manager, hello), self._workers, self._ready.put
+        )
         if self._asked is not None:
             self._manager.stop(hard=self._asked)
         await self._manager.run()
 
-    def _workers(self, carrier: Carrier, changed: Callable[[], None]) -> Workers:
+    def _carrier(self, manager: Manager, hello: Mapping[str, Any]) -> Carrying:
+        broker = self._queue.broker
+        if (options := broker.apart()) is not None:
+            told = {**hello, "broker": asdict(options), "keeping": kept(self.keeping), "alone": True}
+            return CarrierApart(manager, told)
+        carrier = Carrier(manager)
+        carrier.configure(hello, self.keeping)
+        carrier.open(broker.anew(), alone=True)
+        return carrier
+
+    def _workers(self, carrier: Carrying, changed: Callable[[], None]) -> Workers:
         if self._make is None:
             return InProcesses(carrier, self._group, changed)
         return Threads(carrier, self._group, self._make, changed)

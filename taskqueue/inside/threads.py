@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from taskqueue.carrier.carrier import Carrier
 from taskqueue.clock import SYSTEM
 from taskqueue.config import Group
 from taskqueue.plan import Deaths, died
 from taskqueue.process.line import Line
 from taskqueue.process.serving import serve
+from taskqueue.workerpool.processes import Carrier
 
 __all__ = ["Threads"]
 

@@ -5,8 +5,8 @@ is no frame raises ValueError, and its sender is killed.
 
     carrier -> worker process   HELLO (and the shared memory), WORK, CANCEL, LEAVE, STOP
     worker process -> carrier   READY, BROKEN, ENDED, UNSTARTED, PROGRESS, COMPLETING, LOG
-    manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING
-    carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PONG, BROKER
+    manager -> carrier          CONFIG, PROCESS (and its socket), DIED, RETIRE, DRAIN, STATE, PING, PONG
+    carrier -> manager          UP, DOWN, WORKED, KILL, RECYCLE, DRAINED, LOG, PING, PONG, BROKER
 """
 
 from __future__ import annotations

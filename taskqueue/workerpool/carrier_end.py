@@ -12,10 +12,13 @@ from taskqueue.config import Config, Group
 from taskqueue.process.protocol import Kind
 from taskqueue.process.spawn import Offspring
 from taskqueue.process.wire import Wire
+from taskqueue.upkeep import Keeping
 
-__all__ = ["LATER", "NO_ANSWER", "CarrierEnd", "settings"]
+__all__ = ["LATER", "MUTE_FOR", "NO_ANSWER", "CarrierEnd", "kept", "settings"]
 
 PING_EVERY = 3.0  # seconds
+MUTE_FOR = 30.0
+"""Seconds without an answer after which a carrier is taken for hung, and killed."""
 NO_ANSWER = "no answer"
 LATER = ("formats", "keeping")
 """Settings that a carrier takes up while it works."""
@@ -23,7 +26,6 @@ LATER = ("formats", "keeping")
 
 def settings(config: Config, installed: Mapping[str, str], *, user: str, log_level: int) -> dict[str, Any]:
     """What a carrier is told to work with; `installed` are the formats of third parties."""
-    keeping = config.keeping
     return {
         "broker": {
             "url": config.url,
@@ -39,13 +41,14 @@ def settings(config: Config, installed: Mapping[str, str], *, user: str, log_lev
             "default": config.default_workitem_type,
             "read_as": dict(config.workitem_type_map),
         },
-        "keeping": {
-            "default": keeping.default,
-            "types": dict(keeping.types),
-            "statistics": keeping.statistics,
-        },
+        "keeping": kept(config.keeping),
         "user": user,
     }
+
+
+def kept(keeping: Keeping) -> dict[str, Any]:
+    """What a carrier is told of what a store is to keep."""
+    return {"default": keeping.default, "types": dict(keeping.types), "statistics": keeping.statistics}
 
 
 class CarrierEnd:
@@ -100,6 +103,8 @@ class CarrierEnd:
             case Kind.PONG:
                 self._pings = 0
                 self.answered = True
+            case Kind.PING:
+                self._wire.send(Kind.PONG)
             case Kind.BROKER:
                 self.trouble = str(meta["trouble"])
                 self._heard(self, kind, meta)

@@ -18,15 +18,12 @@ from taskqueue.errors import PluginError
 from taskqueue.plan import Deaths, died
 from taskqueue.process.protocol import Kind
 from taskqueue.process.spawn import Account, Offspring, account, ended, everything_of, how_it_ended, spawn
-from taskqueue.workerpool.carrier_end import NO_ANSWER, CarrierEnd
+from taskqueue.workerpool.carrier_end import MUTE_FOR, NO_ANSWER, CarrierEnd
 from taskqueue.workerpool.processes import GRACE, Process, Processes
 
-__all__ = ["MUTE_FOR", "Children"]
+__all__ = ["Children"]
 
 log = logging.getLogger(__name__)
-
-MUTE_FOR = 30.0
-"""Seconds without an answer after which a carrier is taken for hung, and killed."""
 
 
 class Children:

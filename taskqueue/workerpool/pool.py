@@ -23,8 +23,8 @@ from taskqueue.handover import become_anew, check, hold_signals, last_signals, r
 from taskqueue.plan import want
 from taskqueue.title import set_title
 from taskqueue.watch import Watch, find_installed
-from taskqueue.workerpool.carrier_end import LATER, settings
-from taskqueue.workerpool.children import MUTE_FOR, Children
+from taskqueue.workerpool.carrier_end import LATER, MUTE_FOR, settings
+from taskqueue.workerpool.children import Children
 from taskqueue.workerpool.processes import GRACE
 from taskqueue.workerpool.succession import adopt, descriptors, flush, leave
 

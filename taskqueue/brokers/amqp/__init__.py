@@ -48,6 +48,9 @@ class AMQPBroker:
     def anew(self) -> Broker:
         return AMQPBroker(self._options)
 
+    def apart(self) -> Options | None:
+        return self._options
+
     async def declare(self, queue: str) -> bool:
         return await patiently(lambda: self._link.declare(queue), f"queue {queue}")
 

@@ -187,6 +187,9 @@ class MemoryBroker:
     def anew(self) -> Broker:
         return self
 
+    def apart(self) -> Options | None:
+        return None
+
     async def declare(self, queue: str) -> bool:
         with self.lock:
             made = queue not in self._waiting

@@ -66,6 +66,9 @@ class PostgreSQLBroker:
     def anew(self) -> Broker:
         return PostgreSQLBroker(self._place, self._options, self._clock)
 
+    def apart(self) -> Options | None:
+        return self._options
+
     async def declare(self, queue: str) -> bool:
         made: bool = await self._engine.call("declare", queue)
         return made

@@ -305,7 +305,7 @@ class Engine:
             await self._bury_the_dead(now)
             self._rung("")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY * (0.75 + random.random() / 2)):
+                async with asyncio.timeout(min(LOOK_EVERY * (0.75 + random.random() / 2), self._link.renew_in)):
                     await self._closing.wait()
 
     async def _bury_the_dead(self, now: float) -> None:

@@ -176,9 +176,14 @@ class Link:
             self._owner.back()
             log.info("%s: connected again as carrier %d", self.place.shown, self.carrier)
 
+    @property
+    def renew_in(self) -> float:
+        """Seconds until it is time to renew the lease."""
+        return max(0.0, self._renew_at - asyncio.get_running_loop().time())
+
     async def renew(self) -> None:
         """Renew the lease, where it is time."""
-        if asyncio.get_running_loop().time() >= self._renew_at:
+        if not self.renew_in:
             await self.patiently(self._renew)
 
     async def _renew(self) -> None:
@@ -204,8 +209,8 @@ class Link:
         if loop.time() - until <= HELD_UP * heartrate:
             self.lose(why)
             return
-        # Nobody tried to, as where a handler in a thread of the same program holds the interpreter lock: the database
-        # knows whether somebody has taken over.
+        # Nobody tried to, as where this process, or the host, was stopped for a while: the database knows whether
+        # somebody has taken over.
         until = loop.time() + (2.0 - VALID) * heartrate
         self._valid = loop.call_at(until, self._overdue, until)
         if self._renewing is None or self._renewing.done():

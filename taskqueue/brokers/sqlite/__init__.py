@@ -57,6 +57,9 @@ class SQLiteBroker:
     def anew(self) -> Broker:
         return SQLiteBroker(self._path, self._options, synchronous=self._synchronous, clock=self._clock)
 
+    def apart(self) -> Options | None:
+        return None
+
     async def declare(self, queue: str) -> bool:
         return await self._engine.write(lambda connection, told: names.declare(connection, queue))
 
