@@ -1,4 +1,4 @@
-"""`taskqueue tasks` and `taskqueue show` of what clients call, over a real file."""
+"""`taskqueue tasks`, `show` and `dead list` of what clients call, over a real file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import shop_tasks
+from tasking import PATIENCE
 
 import taskqueue
 from taskqueue import cli
@@ -31,6 +33,19 @@ def test_the_name_of_a_task_is_shown(url: str, capsys: pytest.CaptureFixture[str
     (row,), (record,) = shown(capsys, url, "tasks", "--json"), shown(capsys, url, "show", id, "--json")
     assert json.loads(row)["task"] == json.loads(record)["task"] == "shop.mail.send"
     assert "task        shop.mail.send" in shown(capsys, url, "show", id)
+
+
+def test_the_name_of_a_task_that_was_given_up_is_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with taskqueue.connect(url) as queue, taskqueue.running(queue, shop_tasks.space, threads=1):
+        id = queue.submit(shop_tasks.fail).id
+        assert queue.deferred(id).exception(PATIENCE)
+
+    header, row = shown(capsys, url, "dead", "list")
+    assert (header.split()[:4], row.split()[:4]) == (
+        ["ID", "TYPE", "TASK", "REASON"], [id, "default", "shop.fail", "failed"],
+    )  # fmt: skip
+    (row,) = shown(capsys, url, "dead", "list", "--json")
+    assert json.loads(row)["task"] == "shop.fail"
 
 
 def test_where_nobody_calls_tasks_there_is_no_column_for_them(url: str, capsys: pytest.CaptureFixture[str]) -> None:

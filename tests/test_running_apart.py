@@ -200,3 +200,16 @@ def test_where_it_cannot_be_started_the_block_does_not_begin(
             raise AssertionError("the block began")
     finally:
         spawn.set_executable(before)
+
+
+def test_where_it_cannot_be_replaced_yet_that_is_tried_again(asking: Asking, caplog: pytest.LogCaptureFixture) -> None:
+    before = spawn.get_executable()
+    with running(asking, kind="threads"):
+        (carrier,) = carriers()
+        try:
+            spawn.set_executable("/no/such")
+            os.kill(carrier, signal.SIGKILL)
+            until(lambda: "the carrier died: can't run /no/such" in caplog.text)
+        finally:
+            spawn.set_executable(before)
+        assert asking.ask("double", 2) == 4

@@ -88,7 +88,7 @@ class ManagerEnd:
         self._carrier.configure({name: meta[name] for name in HELLO if name in meta}, _keeping(meta["keeping"]))
         if not self._connected:
             self._connected = True
-            logging.getLogger().setLevel(meta["log_level"])
+            logging.getLogger().setLevel(meta.get("own_log_level", meta["log_level"]))
             self._carrier.open(connect(Options(**meta["broker"])), alone=meta.get("alone", False))
 
     # What the carrier says.

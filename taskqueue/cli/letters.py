@@ -13,7 +13,7 @@ from taskqueue.workitem import Workitem
 
 __all__ = ["plain", "row", "table", "text", "whole"]
 
-COLUMNS = ("id", "type", "reason", "age", "attempts", "detail")
+COLUMNS = ("id", "type", "task", "reason", "age", "attempts", "detail")
 _NOTES = ("reason", "detail", "attempts", "crashes", "from", "died")
 _HEX_LINE = 16  # bytes
 
@@ -40,6 +40,7 @@ def row(letter: Workitem, now: float) -> dict[str, Any]:
     return {
         "id": letter.id,
         "type": type_of(letter),
+        "task": letter.task,
         **{name: headers.get(name) for name in _NOTES},
         "age": None if seconds is None else round(seconds),
         "reference": letter.reference,
@@ -70,7 +71,8 @@ def whole(letter: Workitem, now: float) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], width: int | None, columns: Sequence[str] = COLUMNS) -> Iterator[str]:
-    """Lines for people, cut to `width` characters; None: not cut."""
+    """Lines for people, cut to `width` characters; None: not cut.  No column `task` where nobody calls any."""
+    columns = [name for name in columns if name != "task" or any(found["task"] for found in rows)]
     cells = [[_cell(name, found[name]) for name in columns] for found in rows]
     header = [name.upper() for name in columns]
     widths = [max(len(line[n]) for line in (header, *cells)) for n in range(len(columns))]

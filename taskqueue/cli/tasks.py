@@ -93,8 +93,7 @@ def _tasks(args: argparse.Namespace) -> int:
             print(json.dumps(row))
         return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    named = any(record.task for record in records)
-    for line in table(rows, width, [name for name in COLUMNS if named or name != "task"]):
+    for line in table(rows, width, COLUMNS):
         print(line)
     return 0
 

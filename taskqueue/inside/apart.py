@@ -47,29 +47,42 @@ class CarrierApart:
         """Work until drained.  Raises PluginError where it can't be started."""
         while not self._draining.is_set():
             started = SYSTEM.monotonic()
-            process, sock = spawn_inside("taskqueue.carrier", {})
-            end = self._end = CarrierEnd(
-                process, sock, started=started, settings=self._settings, heard=self._heard, gone=self._mute,
-                mute_for=MUTE_FOR,
-            )  # fmt: skip
-            end.configure(self._settings)
-            for pid, (group, worker) in self._added.items():
-                end.add(pid, group, worker)
-            self._added.clear()
-            how = how_it_ended(await _end_of(process))
-            self._end = None
-            end.close()
+            try:
+                how, answered = await self._one(started)
+            except PluginError as error:
+                how, answered = str(error), False
             if self._drained:
                 return
-            if not end.answered and self._deaths is None:
+            if not answered and self._deaths is None:
                 raise PluginError(f"the carrier can't be started: {how}")
-            log.error("carrier %d died: %s; what it had will be done again", process.pid, how)
+            log.error("the carrier died: %s; what it had will be done again", how)
             self._manager.bereaved()
             now = SYSTEM.monotonic()
             self._deaths = died(self._deaths, started=started, now=now, jitter=random.random())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deaths.restart - now):
                     await self._draining.wait()
+
+    async def _one(self, started: float) -> tuple[str, bool]:
+        """Have one, which `started` now; how it ended, and whether it has ever answered.  Raises PluginError."""
+        process, sock = spawn_inside("taskqueue.carrier", {})
+        end = self._end = CarrierEnd(
+            process,
+            sock,
+            started=started,
+            settings=self._settings,
+            heard=self._heard,
+            gone=self._mute,
+            mute_for=MUTE_FOR,
+        )
+        end.configure(self._settings)
+        for pid, (group, worker) in self._added.items():
+            end.add(pid, group, worker)
+        self._added.clear()
+        returncode = await _end_of(process)
+        self._end = None
+        end.close()
+        return how_it_ended(returncode), end.answered
 
     def add(self, pid: int, group: Group, sock: socket.socket) -> None:
         """A worker process was started, with the other end of `sock`."""

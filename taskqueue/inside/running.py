@@ -197,7 +197,7 @@ class Running:
         broker = self._queue.broker
         if (options := broker.apart()) is not None:
             told = {**hello, "broker": asdict(options), "keeping": kept(self.keeping), "alone": True}
-            return CarrierApart(manager, told)
+            return CarrierApart(manager, {**told, "own_log_level": logging.getLogger("taskqueue").getEffectiveLevel()})
         carrier = Carrier(manager)
         carrier.configure(hello, self.keeping)
         carrier.open(broker.anew(), alone=True)
