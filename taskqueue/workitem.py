@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 MAX_ID = 255
 """Bytes of an id at most: AMQP has one for the length."""
 
+_TASK = re.compile(r"[\w.]{1,255}")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -92,7 +93,7 @@ class Workitem(NamedTuple):
     def task(self) -> str:
         """The full name of the task that a client calls, for every store to keep; empty: it calls none."""
         name = self.headers.get("task", "")
-        return name if isinstance(name, str) and name.isprintable() else ""
+        return name if isinstance(name, str) and _TASK.fullmatch(name) else ""
 
     def named(self) -> Workitem:
         """This workitem with an id: its own, or a new one where it has none."""

@@ -141,6 +141,51 @@ class TestTheReserve:
         play(scene)
 
 
+class TestResting:
+    def test_what_waits_behind_long_tasks_is_for_others_and_the_next_end_lets_it_receive_again(self) -> None:
+        async def scene(crew: Crew) -> None:
+            actor = crew.add(group(workers=1))
+            crew.lane.run_time = 0.01
+            crew.lane.adjust(at_once=True)
+            crew.send(*map(item, "abc"))
+            await crew.has(actor, "a")
+            while crew.lane.loop.held < 3:
+                await asyncio.sleep(0.001)
+            crew.clock.now += lane.REST_AFTER / 2
+            crew.lane.rest()
+            assert crew.lane.loop.held == 3
+            crew.clock.now += lane.REST_AFTER / 2
+            crew.lane.rest()
+            other = crew.broker.consumer(worker_queue("t"), reserve=1)
+            for body in (b"b", b"c"):
+                (found,) = await other.receive(limit=1)
+                assert found.workitem.body == body
+                await other.settle([Ended(found, Done(None))])
+            crew.send(item("d"))
+            await asyncio.sleep(0.05)
+            assert crew.lane.loop.held == 1
+            crew.end(actor)
+            await crew.has(actor, "d")
+
+        play(scene)
+
+    @pytest.mark.parametrize("options", [{"prefetch": 3}, {}], ids=["held as the operator wants", "nothing waits"])
+    def test_not_where(self, options: dict[str, Any]) -> None:
+        async def scene(crew: Crew) -> None:
+            actor = crew.add(group(workers=1, **options))
+            crew.send(*map(item, "abc"))
+            await crew.has(actor, "a")
+            await asyncio.sleep(0.05)
+            held = crew.lane.loop.held
+            crew.clock.now += 2 * lane.REST_AFTER
+            crew.lane.rest()
+            await asyncio.sleep(0.05)
+            assert crew.lane.loop.held == held == options.get("prefetch", 1)
+            assert crew.lane._receiving is not None
+
+        play(scene)
+
+
 class TestSuspects:
     def test_one_that_was_there_at_a_crash_runs_alone(self) -> None:
         async def scene(crew: Crew) -> None:

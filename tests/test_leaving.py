@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from actor import Actor, scene
 
+from taskqueue.carrier.worker_process import START_WITHIN_PROGRAM
 from taskqueue.config import Group
 from taskqueue.outcome import Done, Release, TimedOut
 from taskqueue.process.protocol import Kind
@@ -55,6 +57,24 @@ def test_where_they_do_not_let_go_of_it_all_of_them_are_left_alone() -> None:
         assert actor.buried() == ({"a": TimedOut(1.0), "b": Release()}, [])
 
     scene(play, THREADS)
+
+
+def test_what_they_do_not_start_comes_back_also_where_they_had_nothing_else() -> None:
+    def play(actor: Actor) -> None:
+        actor.say(Kind.READY, None)
+        actor.owner.events.clear()
+        actor.give("a", "b")
+        actor.mark(2, slot=1)
+        actor.clock.now += START_WITHIN_PROGRAM - 0.1
+        actor.process._look()
+        assert actor.owner.events == [] and not actor.process.is_stuck
+        actor.clock.now += 0.2
+        actor.process._look()
+        assert actor.owner.events == [("unstarted", "a")] and actor.process.is_stuck
+        actor.say(Kind.UNSTARTED, [1])
+        assert not actor.process.is_stuck and actor.process.load == 1
+
+    scene(play, replace(THREADS, time_limit=0.0))
 
 
 def test_a_program_that_is_held_up_is_waited_for() -> None:

@@ -194,6 +194,23 @@ def test_what_runs_with_the_owners_rights_falls_into_no_trap_of_the_callers(
     assert len(received(url, 2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "kept"),
+    [
+        ('"shop.mail.send"', "shop.mail.send"), ("5", ""), ("true", ""), ("null", ""), ('["a"]', ""), ('"a\\nb"', ""),
+        ('"a\\u001fb"', ""), (f'"{"x" * 256}"', ""), ('"half \\u00fc"', ""),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_task_is_kept_where_it_can_be_one(
+    url: str, shop: psycopg.Connection, task: str, kept: str
+) -> None:
+    id = sent(shop, f"'invoice', '1', headers => '{{\"task\": {task}}}'")
+
+    with contextlib.closing(connect(url).store()) as store:
+        assert store.record(id).task == kept
+    assert received(url)[0].task == kept
+
+
 def test_many_are_sent_by_copy(url: str, shop: psycopg.Connection) -> None:
     with (
         shop.cursor() as cursor,

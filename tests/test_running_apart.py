@@ -22,6 +22,7 @@ from system import PATIENCE, alive, children, until
 
 from taskqueue.broker import Delivery, Options, connect
 from taskqueue.errors import PluginError
+from taskqueue.workerpool.processes import GRACE
 from taskqueue.workitem import worker_queue
 
 pytestmark = pytest.mark.services
@@ -61,6 +62,14 @@ if __name__ == "__main__":
             while not deferred.wait(0.2):
                 hold()
         print(deferred.result(60))
+"""
+
+IDLE = """
+import sys
+import handlers, taskqueue
+with taskqueue.connect(sys.argv[1]) as queue, taskqueue.running(queue, handlers.Worker, threads=4):
+    print("up", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -131,6 +140,17 @@ class TestTheCarrier:
         with running(asking, kind=kind):
             assert asking.reply(id) == 1
 
+    def test_leaving_does_not_wait_for_one_that_is_to_be_replaced(self, asking: Asking, kind: str) -> None:
+        with running(asking, kind=kind):
+            for _ in range(4):  # the delay grows
+                until(carriers)
+                (carrier,) = carriers()
+                os.kill(carrier, signal.SIGKILL)
+                until(lambda gone=carrier: not alive(gone))
+            time.sleep(0.5)  # workers have been started meanwhile
+            begun = time.monotonic()
+        assert time.monotonic() - begun < GRACE
+
     def test_it_ends_with_its_program(self, url: str, kind: str, tmp_path: Path) -> None:
         with program(url, tmp_path / "notes", kind, 60) as held:
             until((tmp_path / "notes").exists)
@@ -158,6 +178,23 @@ def program(url: str, notes: Path, kind: str, seconds: float) -> Iterator[subpro
             yield held
         finally:
             held.kill()
+
+
+def test_a_program_that_is_stopped_keeps_nothing_from_others(asking: Asking, url: str) -> None:
+    command = [sys.executable, "-c", IDLE, url]
+    with subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
+        try:
+            assert idle.stdout is not None and idle.stdout.readline() == "up\n"
+            quick = [asking.send("double", n) for n in range(200)]
+            assert [asking.reply(id) for id in quick] == [2 * n for n in range(200)]
+            idle.send_signal(signal.SIGSTOP)
+            more = [asking.send("double", n) for n in range(100)]
+            with running(asking, kind="threads"):
+                assert [asking.reply(id) for id in more] == [2 * n for n in range(100)]
+            idle.send_signal(signal.SIGCONT)
+            assert asking.ask("double", 7) == 14  # by the one that was stopped
+        finally:
+            idle.kill()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +225,10 @@ def test_another_host_is_not_lent_what_runs_in_a_program_that_is_held_up(
 
 @pytest.mark.parametrize(
     ("program", "told"),
-    [("/bin/false", "the carrier can't be started: exit status 1"), ("/no/such", "can't run /no/such: No such file")],
+    [
+        ("/bin/false", "the carrier can't be started: process [0-9]+ ended with exit status 1"),
+        ("/no/such", "can't run /no/such: No such file"),
+    ],
 )
 def test_where_it_cannot_be_started_the_block_does_not_begin(
     asking: Asking, monkeypatch: pytest.MonkeyPatch, program: str, told: str
@@ -202,6 +242,24 @@ def test_where_it_cannot_be_started_the_block_does_not_begin(
         spawn.set_executable(before)
 
 
+def test_it_finds_what_its_program_finds(url: str, tmp_path: Path) -> None:
+    """Where the program itself says where its modules are."""
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{IDLE}", url]
+    ran = subprocess.run(command, cwd=TESTS, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    assert (ran.stdout, ran.returncode) == ("up\n", 0), ran.stderr
+
+
+def test_why_it_cannot_work_is_told(asking: Asking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for driver in ("pika", "psycopg"):
+        (tmp_path / f"{driver}.py").write_text("raise ImportError('no driver here')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(PluginError) as error, running(asking, kind="threads"):
+        raise AssertionError("the block began")
+    assert "the carrier can't be started: process" in str(error.value) and "no driver here" in str(error.value)
+
+
 def test_where_it_cannot_be_replaced_yet_that_is_tried_again(asking: Asking, caplog: pytest.LogCaptureFixture) -> None:
     before = spawn.get_executable()
     with running(asking, kind="threads"):
@@ -209,7 +267,7 @@ def test_where_it_cannot_be_replaced_yet_that_is_tried_again(asking: Asking, cap
         try:
             spawn.set_executable("/no/such")
             os.kill(carrier, signal.SIGKILL)
-            until(lambda: "the carrier died: can't run /no/such" in caplog.text)
+            until(lambda: "there is no carrier: can't run /no/such" in caplog.text)
         finally:
             spawn.set_executable(before)
         assert asking.ask("double", 2) == 4

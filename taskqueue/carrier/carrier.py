@@ -86,6 +86,8 @@ class Carrier:
             return
         running = sum(process.load for process in self._processes.values())
         held = sum(lane.loop.held for lane in self._lanes.values())
+        for lane in self._lanes.values():
+            lane.rest()
         self._manager.shown(f"{held} workitems held, {running} of them in {len(self._processes)} worker processes")
         if self._broker is not None and self._broker.capabilities.store and not self._reporting:
             self._reporting = True

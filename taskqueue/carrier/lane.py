@@ -30,6 +30,7 @@ RESIZE_EVERY = 0.25  # seconds
 LONG = 0.5  # seconds; a store hears of what runs for a shorter time when it ends
 MAX_HANDED_OVER = MAX_FRAME - (1 << 20)  # bytes, of a workitem with what it depends on
 TOO_MUCH = f"the results that it depends on have {{}} MiB together: a worker process takes {MAX_HANDED_OVER >> 20} MiB"
+REST_AFTER = 1.0  # seconds in which nothing moves while something waits: elsewhere there may be somebody for it
 PAUSE_AFTER = 2.0  # seconds without a worker process: time to replace one, not to keep work from others
 
 
@@ -47,7 +48,8 @@ class Lane:
         self._suspects: deque[Delivery] = deque()  # those that were running when a worker process died
         self._reserve = 1
         self._most = 0  # that was wanted since then
-        self._resized = clock.monotonic()
+        self._resized = self._moved = clock.monotonic()
+        self._resting = False
         self._consumer = broker.consumer(worker_queue(type), reserve=self._reserve)
         self.loop = Loop(self._consumer, self._take, reserve=self._reserve)
         self._going_on = False
@@ -101,6 +103,7 @@ class Lane:
             else:
                 held.append(delivery)
         if held:
+            self._moved = self._clock.monotonic()
             process.hand_over(held, alone=alone)
             self._replace_if_worn(process)
 
@@ -120,6 +123,7 @@ class Lane:
 
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         """A worker process is through with a delivery, which ran for `seconds`."""
+        self._move()
         first = self.run_time is None
         self.run_time = mean_run_time(self.run_time, seconds)
         self.loop.end(ended)
@@ -144,6 +148,8 @@ class Lane:
         """These go to others, in their old order, before all that wait."""
         self._give_to_others(deliveries)
         self._stop_if_through(process)
+        if not process.is_stuck:
+            self._move()
         self.feed()
 
     def _give_to_others(self, deliveries: Sequence[Delivery]) -> None:
@@ -240,6 +246,26 @@ class Lane:
         if self._receiving is None:
             self._receiving = asyncio.get_running_loop().create_task(self.loop.run(), name=f"receive {self.type}")
             self._receiving.add_done_callback(self._fault)
+
+    def rest(self) -> None:
+        """Where nothing has moved for a while, give back what waits, and receive nothing until something does.
+
+        So it is where all worker processes have long tasks, or threads of a program are held up with it.
+        """
+        waits = self._receiving is not None and (self._waiting or self._suspects)
+        if (
+            waits
+            and self._clock.monotonic() - self._moved >= REST_AFTER
+            and not any(p.group.prefetch for p in self.usable)
+        ):
+            self._resting = True
+            self.stop_receiving()
+
+    def _move(self) -> None:
+        self._moved = self._clock.monotonic()
+        if self._resting:
+            self._resting = False
+            self._pause_or_go_on()
 
     def _fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -22,6 +22,7 @@ __all__ = ["ManagerEnd"]
 
 log = logging.getLogger(__name__)
 
+FLUSH_WITHIN = 5.0  # seconds
 LOG_BACKLOG = 1 << 22  # bytes: what worker processes log beyond what the manager takes is dropped, not piled up
 HELLO = ("log_level", "max_result", "formats", "program")  # what worker processes are told of the configuration
 PAIRS = ("environment", "settings")  # of a group; JSON makes lists of them
@@ -55,6 +56,7 @@ class ManagerEnd:
         await self._carrier.run()
         self._over = True
         self._wire.send(Kind.DRAINED)
+        self._wire.flush(FLUSH_WITHIN)
 
     def _orphaned(self, reason: str) -> None:
         if not self._over:

@@ -113,7 +113,7 @@ def unwanted(outcome: Outcome) -> Outcome:
 
 def own_limit(workitem: Workitem) -> float:
     """The `time_limit` of a task, seconds; 0: it has none."""
-    limit = workitem.headers.get("time_limit") if workitem.task else None
+    limit = workitem.headers.get("time_limit") if "task" in workitem.headers else None
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
         return 0.0
     return float(limit)
@@ -121,7 +121,7 @@ def own_limit(workitem: Workitem) -> float:
 
 def _retries(workitem: Workitem, group: Group) -> int:
     """Those of a task, where it says so; else those of its group."""
-    own = workitem.headers.get("retries") if workitem.task else None
+    own = workitem.headers.get("retries") if "task" in workitem.headers else None
     return group.retries if isinstance(own, bool) or not isinstance(own, int) else own
 
 

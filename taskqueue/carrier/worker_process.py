@@ -32,6 +32,7 @@ __all__ = ["WorkerProcess"]
 
 LOOK_EVERY = 0.01  # seconds, into the journal, while others wait behind the one that runs
 WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
+START_WITHIN_PROGRAM = 2.0  # seconds, in threads of a program: it has other things to do, and may be held up
 LEAVE_WITHIN = 2.0  # seconds, in which threads of a program let go of what runs too long
 
 
@@ -68,7 +69,9 @@ class WorkerProcess:
         self._worked = False
         self._handed: dict[int, Delivery] = {}
         self._since: dict[int, float] = {}  # of those that have a slot; the oldest first
-        self._unhurried = 0  # the first one for an idle process may be started at any time
+        self._unhurried = (
+            0  # the first one for an idle process may be started at any time; for a program's threads none
+        )
         self._start_by = 0.0
         self._unsure = False  # whether all the others were started in time
         self._stuck = False  # they were not, and it has said nothing since
@@ -111,6 +114,11 @@ class WorkerProcess:
         return "starting" if not self.is_ready else "standby" if self.standby else "ready"
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it did not start in time what it was handed over, and has said nothing since."""
+        return self._stuck
+
+    @property
     def left(self) -> int:
         """How many more workitems it may get before it has had the `max_tasks` of its group."""
         most = self.group.max_tasks
@@ -143,10 +151,12 @@ class WorkerProcess:
     def hand_over(self, deliveries: Sequence[Delivery], *, alone: bool = False) -> None:
         """Give it work.  What does not come first must be started within START_WITHIN seconds, or not at all.
 
+        Threads of a program must start all of it within START_WITHIN_PROGRAM seconds, or not at all.
+
         alone: give it nothing else until this has ended.
         """
         now = self._clock.monotonic()
-        idle = not self._handed
+        idle = not self._handed and self.group.can_be_killed
         items: list[Any] = []
         if idle:
             self._unhurried = self._numbers + 1
@@ -159,8 +169,8 @@ class WorkerProcess:
             items.append((self._numbers, len(delivery.workitem.body), properties(delivery)))
         self.last = now
         self._alone = alone
-        self._start_by = now + START_WITHIN
-        self._unsure = len(self._handed) > 1
+        self._start_by = now + (START_WITHIN if self.group.can_be_killed else START_WITHIN_PROGRAM)
+        self._unsure = len(self._handed) > 1 or not self.group.can_be_killed
         if self._completes:
             for delivery, (_, _, its) in zip(deliveries, items, strict=True):
                 its["ticket"] = self._owner.ticket(self, delivery)
@@ -173,7 +183,8 @@ class WorkerProcess:
         times = []
         if self._unsure:
             # Not to the instant: it reads its clock after it has set its mark.
-            times.append(min(self._start_by + 0.001, self._clock.monotonic() + LOOK_EVERY))
+            look_at = self._clock.monotonic() + LOOK_EVERY if self.group.can_be_killed else math.inf
+            times.append(min(self._start_by + 0.001, look_at))
         if self._since and self._condemned is None:
             times += self._deadlines().values()
             if self.group.memory_limit:
@@ -237,6 +248,8 @@ class WorkerProcess:
 
     def _leave_soon(self, numbers: Iterable[int]) -> None:
         """The program could have let go of these by now, if it is to do so at all."""
+        if self._wire.ended:
+            return
         by = self._clock.monotonic() + LEAVE_WITHIN
         self._leaving.update((number, by) for number in numbers if number in self._leaving)
         self._watch()

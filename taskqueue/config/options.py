@@ -208,7 +208,7 @@ WORKERS = _table(
         default="auto",
         parse=parsers.prefetch,
         meaning="How many workitems are held ready for the group's processes: a number, "
-        "or auto, which follows their run time.",
+        "or auto, which follows their run time, and is nothing while no workitem comes to an end.",
     ),
     Option(
         name="retries",

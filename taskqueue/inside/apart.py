@@ -10,7 +10,9 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from taskqueue.clock import SYSTEM
@@ -41,6 +43,8 @@ class CarrierApart:
         self._added: dict[int, tuple[Group, socket.socket]] = {}  # while there is none
         self._draining = asyncio.Event()
         self._drained = False
+        self._works = False  # whether one has ever got so far
+        self._error = ""  # what was logged last
         self._deaths: Deaths | None = None
 
     async def run(self) -> None:
@@ -48,24 +52,27 @@ class CarrierApart:
         while not self._draining.is_set():
             started = SYSTEM.monotonic()
             try:
-                how, answered = await self._one(started)
+                how = await self._one(started)
             except PluginError as error:
-                how, answered = str(error), False
+                how = str(error)
             if self._drained:
                 return
-            if not answered and self._deaths is None:
-                raise PluginError(f"the carrier can't be started: {how}")
-            log.error("the carrier died: %s; what it had will be done again", how)
+            if not self._works:
+                raise PluginError(f"the carrier can't be started: {how}\n{self._error}")
+            log.error("there is no carrier: %s; another one takes its place, and what it had is done again", how)
             self._manager.bereaved()
             now = SYSTEM.monotonic()
             self._deaths = died(self._deaths, started=started, now=now, jitter=random.random())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._deaths.restart - now):
                     await self._draining.wait()
+        self._let_go()
+        self._manager.bereaved()  # workers that have been started since
 
-    async def _one(self, started: float) -> tuple[str, bool]:
-        """Have one, which `started` now; how it ended, and whether it has ever answered.  Raises PluginError."""
-        process, sock = spawn_inside("taskqueue.carrier", {})
+    async def _one(self, started: float) -> str:
+        """Have one, which `started` now; how it ended.  Raises PluginError."""
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        process, sock = spawn_inside("taskqueue.carrier", {"PYTHONPATH": path})
         end = self._end = CarrierEnd(
             process,
             sock,
@@ -82,7 +89,7 @@ class CarrierApart:
         returncode = await _end_of(process)
         self._end = None
         end.close()
-        return how_it_ended(returncode), end.answered
+        return f"process {process.pid} ended with {how_it_ended(returncode)}"
 
     def add(self, pid: int, group: Group, sock: socket.socket) -> None:
         """A worker process was started, with the other end of `sock`."""
@@ -111,11 +118,15 @@ class CarrierApart:
 
     async def close(self) -> None:
         """End at once: what it has is given back."""
-        for _, sock in self._added.values():
-            sock.close()
+        self._let_go()
         if self._end is not None:
             everything_of(self._end.process, signal.SIGKILL)
             self._end.process.wait()
+
+    def _let_go(self) -> None:
+        for _, sock in self._added.values():
+            sock.close()
+        self._added.clear()
 
     def _mute(self, end: CarrierEnd, reason: str) -> None:
         """It is ending; or it speaks nonsense, or nothing at all."""
@@ -125,8 +136,10 @@ class CarrierApart:
     def _heard(self, end: CarrierEnd, kind: Kind, meta: Any) -> None:
         match kind:
             case Kind.BROKER:
+                self._works = True
                 self._manager.troubled(end.trouble)
             case Kind.UP:
+                self._works = True
                 self._manager.up(meta["pid"])
             case Kind.DOWN:
                 self._manager.down(meta["group"], meta["error"], meta["traceback"])
@@ -139,7 +152,9 @@ class CarrierApart:
             case Kind.DRAINED:
                 self._drained = True
             case Kind.LOG:
-                self._manager.said(str(meta[0]), int(meta[1]), str(meta[2]))
+                name, level, text = str(meta[0]), int(meta[1]), str(meta[2])
+                self._error = text if level >= logging.ERROR else self._error
+                self._manager.said(name, level, text)
             case _:
                 raise ValueError(f"a carrier does not say {kind.name}")
 

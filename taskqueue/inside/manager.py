@@ -1,4 +1,4 @@
-"""What a worker manager is to its carrier, in the event loop that the two share in a program."""
+"""What a worker manager is elsewhere, in an event loop of a program: it has a carrier, and workers of one group."""
 
 from __future__ import annotations
 

@@ -155,6 +155,8 @@ def spawn_inside(module: str, extra: Mapping[str, str]) -> tuple[subprocess.Pope
     from multiprocessing.spawn import get_command_line  # which daemons need not wait for
 
     interpreter = get_command_line()[:-3]  # without the last option, -c, and what belongs to it
+    if not interpreter:
+        raise PluginError("can't start a process: this program is frozen, and no interpreter")
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from taskqueue.broker import connect
 from taskqueue.errors import Unsupported
 from taskqueue.outcome import (
     Done,
@@ -42,6 +43,22 @@ class SendingContract:
         does = "expected a connection" if bench.broker.capabilities.transactions else "postgresql:// and sqlite:///"
         with pytest.raises(Unsupported, match=does):
             bench.broker.using(object())
+
+    def test_a_process_of_its_own_reaches_the_same_place(self, bench: Bench) -> None:
+        options = bench.broker.apart()
+        if options is None:
+            pytest.skip("this broker declares that its carriers need no process of their own")
+        (id,) = bench.send(item())
+
+        async def test() -> str:
+            broker = connect(options)
+            consumer = broker.consumer(QUEUE, reserve=1)
+            (delivery,) = await bench.lent(consumer, 1)
+            assert await settle(consumer, [delivery]) == [True]
+            await broker.close()
+            return delivery.workitem.id
+
+        assert bench.run(test) == id
 
     def test_who_keeps_no_records_says_who_knows_what_depends_on_others_and_what_is_unique(self, bench: Bench) -> None:
         if bench.broker.capabilities.store:

@@ -182,6 +182,7 @@ DECLARE
     named text := coalesce(nullif(send.id, ''), replace(gen_random_uuid()::text, '-', ''));
     at timestamptz := coalesce(send.due, now() + send.delay);
     place text := 'worker_' || send.type;
+    task text := CASE WHEN jsonb_typeof(send.headers->'task') = 'string' THEN send.headers->>'task' END;
     known jsonb := jsonb_strip_nulls(jsonb_build_object(
         'headers', send.headers,
         'correlation_id', nullif(send.correlation_id, ''),
@@ -216,7 +217,7 @@ BEGIN
     )
         VALUES (
             CASE WHEN at > now() THEN at END, greatest(at, now()) + send.expiration, CASE WHEN at > now() THEN 1 ELSE 0 END,
-            coalesce(send.priority, 0), place, named, send.type, coalesce(send.headers->>'task', ''),
+            coalesce(send.priority, 0), place, named, send.type, CASE WHEN task ~ '^[[:alnum:]_.]{1,255}$' THEN task ELSE '' END,
             nullif(send.reference, ''),
             session_user || '@' || coalesce(host(inet_client_addr()), 'local') || ':' || pg_backend_pid(),
             'application/json', known::text, convert_to(send.body::text, 'UTF8')
