@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -119,6 +119,15 @@ def main() -> None:
                 ours(lambda: server.url(server.database(with_schema))),
                 ("independent", "chain", "fan"),
             )
+
+            def unsynced() -> str:
+                """As little on the disk as what the others have in redis."""
+                name = server.database(with_schema)
+                with closing(server.admin(name)) as owner:
+                    owner.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+                return server.url(name)
+
+            sides["postgresql unsynced"] = ours(unsynced), ("chain",)
         if "amqp".startswith(only):
             broker = RabbitMQ()
             stack.callback(broker.close)
