@@ -227,7 +227,7 @@ class TestWaiting:
             child = os.fork()
             if not child:
                 refused = 0
-                for ask in (lambda: queue.submit(num, 1), deferred.result, deferred.done, lambda: len(queue)):
+                for ask in (lambda: queue.submit(num, 1), deferred.done, deferred.result, lambda: len(queue)):
                     with contextlib.suppress(Unsupported):
                         ask()
                         continue
