@@ -185,6 +185,24 @@ class TestResting:
 
         play(scene)
 
+    def test_not_while_a_worker_process_is_replaced(self) -> None:
+        async def scene(crew: Crew) -> None:
+            actor = crew.add(group(workers=1))
+            crew.lane.run_time = 0.01
+            crew.lane.adjust(at_once=True)
+            crew.send(*map(item, "abc"))
+            await crew.has(actor, "a")
+            while crew.lane.loop.held < 3:
+                await asyncio.sleep(0.001)
+            crew.die(actor)
+            crew.clock.now += 2 * lane.REST_AFTER
+            crew.lane.rest()
+            await asyncio.sleep(0.05)
+            assert crew.lane._receiving is not None
+            assert {delivery.workitem.id for delivery in crew.lane._waiting} == {"a", "b", "c"}
+
+        play(scene)
+
 
 class TestSuspects:
     def test_one_that_was_there_at_a_crash_runs_alone(self) -> None:

@@ -252,12 +252,10 @@ class Lane:
 
         So it is where all worker processes have long tasks, or threads of a program are held up with it.
         """
-        waits = self._receiving is not None and (self._waiting or self._suspects)
-        if (
-            waits
-            and self._clock.monotonic() - self._moved >= REST_AFTER
-            and not any(p.group.prefetch for p in self.usable)
-        ):
+        usable = self.usable  # without one, PAUSE_AFTER counts
+        if self._receiving is None or not usable or any(process.group.prefetch for process in usable):
+            return
+        if (self._waiting or self._suspects) and self._clock.monotonic() - self._moved >= REST_AFTER:
             self._resting = True
             self.stop_receiving()
 

@@ -69,9 +69,7 @@ class WorkerProcess:
         self._worked = False
         self._handed: dict[int, Delivery] = {}
         self._since: dict[int, float] = {}  # of those that have a slot; the oldest first
-        self._unhurried = (
-            0  # the first one for an idle process may be started at any time; for a program's threads none
-        )
+        self._unhurried = 0  # the first one for an idle process may be started at any time; in a program none
         self._start_by = 0.0
         self._unsure = False  # whether all the others were started in time
         self._stuck = False  # they were not, and it has said nothing since
