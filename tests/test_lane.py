@@ -53,11 +53,14 @@ class Crew:
         """How many workitems each has."""
         return [actor.process.load for actor in self.actors]
 
-    def end(self, actor: Actor) -> None:
-        """The first one that it has has ended."""
+    def end(self, actor: Actor, *answer: Any) -> None:
+        """The first one that it has has ended; answer: how, where it has not succeeded."""
         number = next(iter(actor.process._handed))
         actor.mark(number)
-        actor.end(number)
+        if answer:
+            actor.say(Kind.ENDED, [number, 1_000_000, 500_000, 1 << 20, *answer])
+        else:
+            actor.end(number)
 
     def die(self, actor: Actor) -> None:
         self.lane.died(actor.process, "exit status 0")
@@ -104,6 +107,45 @@ def item(body: str, **more: Any) -> Workitem:
 
 def group(**options: Any) -> Group:
     return Group(name="t", type="t", **options)
+
+
+class TestWhoIsNext:
+    def test_of_idle_ones_the_one_that_succeeded_last_and_not_one_that_failed(self) -> None:
+        async def scene(crew: Crew) -> None:
+            actors = [crew.add(group(workers=3)) for _ in range(3)]
+            for actor in actors:
+                actor.process._clock = crew.clock
+
+            async def whoever_gets(body: str) -> int:
+                crew.clock.now += 1.0
+                crew.send(item(body))
+                async with asyncio.timeout(10):
+                    while not any(crew.loads()):
+                        await asyncio.sleep(0.001)
+                return crew.loads().index(1)
+
+            async def end(number: int, *answer: Any) -> None:
+                crew.clock.now += 0.1
+                crew.end(actors[number], *answer)
+                async with asyncio.timeout(10):
+                    while crew.lane.loop.held:
+                        await asyncio.sleep(0.001)
+
+            assert await whoever_gets("a") == 0
+            await end(0)
+            assert await whoever_gets("b") == 0
+            await end(0, "failed", "no", "", "", 0)
+            assert await whoever_gets("c") == 1  # it had none for longer
+            await end(1, "failed", "no", "", "", 0)
+            assert await whoever_gets("d") == 2
+            await end(2)
+            assert await whoever_gets("e") == 2
+            await end(2, "failed", "no", "", "", 0)
+            assert await whoever_gets("f") == 0
+            await end(0)
+            assert await whoever_gets("g") == 0
+
+        play(scene)
 
 
 class TestSlots:

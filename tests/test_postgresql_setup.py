@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from taskqueue import cli
 from taskqueue.broker import connect
 from taskqueue.brokers.postgresql.place import parse
 from taskqueue.brokers.postgresql.session import SchemaError, migrations
-from taskqueue.brokers.postgresql.setup import script, set_up
+from taskqueue.brokers.postgresql.setup import FEW, script, set_up
 from taskqueue.errors import BrokerError
 from taskqueue.workitem import Workitem
 
@@ -139,9 +140,27 @@ def test_functions_that_forbid_plans_are_neither_compiled_nor_planned_each_time(
         set_for = connection.execute("SELECT proname, proconfig FROM pg_proc WHERE proconfig IS NOT NULL").fetchall()
 
     forbidding = {str(name): config for name, config in set_for if "enable_seqscan=off" in config}
-    assert "claim" in forbidding
+    assert "turn" in forbidding
     kept = {"jit=off", "plan_cache_mode=force_generic_plan"}
     assert [name for name, config in forbidding.items() if not kept <= set(config)] == []
+
+
+def test_functions_that_set_nothing_are_called_by_those_alone_that_set_all_of_it_for_them(
+    postgresql: PostgreSQL,
+) -> None:
+    sql = """SELECT proname, prosrc, coalesce(proconfig, '{}') FROM pg_proc
+        WHERE pronamespace = 'taskqueue'::regnamespace AND prolang = (SELECT oid FROM pg_language WHERE lanname = %s)"""
+    with contextlib.closing(postgresql.admin(postgresql.database(with_schema))) as connection:
+        found = {str(name): (text, set(config)) for name, text, config in connection.execute(sql, ("plpgsql",))}
+
+    bare = {name for name, (_, config) in found.items() if not config} - {"put_one"}  # its names are whole
+    assert bare == {"settle", "claim", "promote", "tell", "count_down", "inputs_of"}
+    needed = {"search_path=pg_catalog, taskqueue, pg_temp"}
+    needed |= {setting.replace(" ", "") for setting in FEW.removeprefix("SET ").split(" SET ")}
+    calls = {name: set(re.findall(r"\b(\w+)\(", text)) & bare for name, (text, _) in found.items()}
+    assert {name for name, called in calls.items() if called and name not in bare} >= {"turn", "complete", "tidy"}
+    wrong = [name for name, called in calls.items() if called and name not in bare and not needed <= found[name][1]]
+    assert wrong == []
 
 
 def test_a_carrier_and_a_producer_have_no_right_on_any_table(postgresql: PostgreSQL) -> None:

@@ -32,6 +32,8 @@ from taskqueue.testing.recorded import RUN
 from taskqueue.upkeep import Keeping
 from taskqueue.workitem import Workitem
 
+ONE = Done(Payload(b"1"))
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -202,6 +204,65 @@ def test_what_is_sent_and_settled_is_synced_once_others_see_it_and_what_is_lent_
         "MainThread": ["worker_t 2, worker_t 0", "ring []"],
         "taskqueue-sqlite": ["worker_t 2, results 0", "ring ['results', 'taskqueue.ended']", "queue.db-wal"],
     }
+
+
+@pytest.mark.parametrize("commit_took", [0.0, 1.0])
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_event_loop_waits_for_the_disk_only_where_that_is_fast_and_nothing_runs(
+    url: str, monkeypatch: pytest.MonkeyPatch, commit_took: float, others: int
+) -> None:
+    sync, threads = Database.sync, list[str]()
+
+    def syncing(self: Database) -> None:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        sync(self)
+
+    async def test(broker: SQLiteBroker) -> None:
+        consumers = [broker.consumer(queue, reserve=1) for queue in ("worker_t", "worker_u")]
+        (first,) = await consumers[0].receive(limit=1)
+        for _ in range(others):
+            await consumers[1].receive(limit=1)
+        monkeypatch.setattr(Database, "sync", syncing)
+        broker._engine._commit_took = commit_took
+        assert await consumers[0].settle([Ended(first, ONE)]) == [True]
+        monkeypatch.undo()
+
+    send(url, b"one")
+    send(url, b"two", queue="worker_u")
+    run(url, test)  # type: ignore[arg-type]
+
+    assert threads == ["taskqueue-sqlite" if commit_took or others else "MainThread"]
+
+
+def test_what_is_set_free_is_lent_in_the_same_transaction(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, begun = Database.begin, list[bool]()
+
+    def beginning(self: Database, *, wait: bool) -> bool:
+        begun.append(wait)
+        return begin(self, wait=wait)
+
+    async def test(broker: Broker) -> list[str]:
+        consumer = broker.consumer("worker_t", reserve=2)
+        (held,) = await consumer.receive(limit=1)
+        monkeypatch.setattr(Database, "begin", beginning)
+        ids = [held.workitem.id]
+        while held.workitem.id != "d":
+            begun.clear()
+            assert await consumer.settle([Ended(held, ONE)]) == [True]
+            assert len(begun) == 1
+            (held,) = await consumer.receive(limit=1)
+            assert len(begun) == 1
+            assert [one.payload for one in held.inputs] == [ONE.result]
+            ids.append(held.workitem.id)
+        monkeypatch.undo()
+        return ids
+
+    producer = connect(url).producer()
+    producer.send([Workitem(body=b"", id="a", type="t")])
+    producer.send([Workitem(body=b"", id=id, type="t", after=(before,)) for before, id in ("ab", "bc", "cd")])
+    producer.close()
+
+    assert run(url, test) == ["a", "b", "c", "d"]
 
 
 def test_what_was_committed_is_synced_again_where_that_failed_and_not_done_again(

@@ -6,8 +6,8 @@ import re
 
 from actor import Actor, scene
 
+from taskqueue.carrier.limits import WEIGH_EVERY
 from taskqueue.carrier.pace import START_WITHIN
-from taskqueue.carrier.worker_process import WEIGH_EVERY
 from taskqueue.config import Group
 from taskqueue.outcome import Crashed, Release, TimedOut
 from taskqueue.process.protocol import Kind

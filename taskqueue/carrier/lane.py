@@ -71,7 +71,7 @@ class Lane:
             self.feed()
 
     def feed(self) -> None:
-        """Hand over what waits, a few milliseconds' worth at a time: to whom has least, and had none for longest.
+        """Hand over what waits, a few milliseconds' worth at a time: to whom has least (see `_burden`).
 
         What was running when a worker process died runs alone in one: where several ran, the next death tells which.
         """
@@ -315,5 +315,10 @@ class Lane:
         )
 
 
-def _burden(process: WorkerProcess) -> tuple[float, float]:
-    return process.load / process.slots, process.last
+def _burden(process: WorkerProcess) -> tuple[float, float, float]:
+    """Who has most of all comes last, and of those who have as much whoever had some last.
+
+    But of idle ones the one that succeeded last comes first: what it needs is in the processor's caches.  One whose
+    last workitem failed comes behind them: what is broken in it would draw all work to itself, for it fails at once.
+    """
+    return process.load / process.slots, 0.0 if process.load else -process.succeeded, process.last

@@ -7,7 +7,7 @@ import math
 import random
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from taskqueue import formats
 from taskqueue.broker import Delivery, Ended, Underway
 from taskqueue.carrier.account import Account
 from taskqueue.carrier.cancelling import Cancelling
-from taskqueue.carrier.memory import Memory, mebibytes
+from taskqueue.carrier.limits import Limits
 from taskqueue.carrier.owner import Cut, Owner
 from taskqueue.carrier.pace import START_WITHIN
 from taskqueue.carrier.shared import Shared
-from taskqueue.carrier.verdicts import Verdict, after_answer, after_death, own_limit, unwanted
+from taskqueue.carrier.verdicts import Verdict, after_answer, after_death, unwanted
 from taskqueue.clock import Clock
 from taskqueue.config import Group
-from taskqueue.outcome import Cancelled, Crashed, Done, Outcome, Release, TimedOut
+from taskqueue.outcome import Cancelled, Crashed, Done, Outcome, Release
 from taskqueue.process.handing import bodies, properties
 from taskqueue.process.protocol import Frames, Kind
 from taskqueue.process.wire import NONSENSE, Wire
@@ -31,9 +31,7 @@ from taskqueue.record import finite
 __all__ = ["WorkerProcess"]
 
 LOOK_EVERY = 0.01  # seconds, into the journal, while others wait behind the one that runs
-WEIGH_EVERY = 0.25  # seconds, while something runs and there is a memory limit
 START_WITHIN_PROGRAM = 2.0  # seconds, in threads of a program: it has other things to do, and may be held up
-LEAVE_WITHIN = 2.0  # seconds, in which threads of a program let go of what runs too long
 
 
 class WorkerProcess:
@@ -43,7 +41,7 @@ class WorkerProcess:
     retiring: its manager wants it to end.  recycling: its manager knows that it will be replaced.
     standby: it is ready, and gets nothing while the one that it replaces works.
     ends: some day it will be worn.
-    last: monotonic seconds of the last hand-over.
+    last: monotonic seconds of the last hand-over.  succeeded: of when something ended there; 0: it did not succeed.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class WorkerProcess:
         self.retiring = False
         self.recycling = False
         self.standby = False
-        self.last = 0.0
+        self.last = self.succeeded = 0.0
         self._condemned: Mapping[int, Verdict] | None = None
         self._max_result: int = hello["max_result"]
         self.formats = formats.known(**{**hello["formats"], "installed": {}})  # no plugin code runs here
@@ -77,11 +75,7 @@ class WorkerProcess:
         self._completes = False  # whether its handlers may end workitems by themselves
         self._completing: set[int] = set()  # those that they may have ended so
         self._cancelling = Cancelling(group.cancel_timeout)
-        # What runs too long where nobody can be killed for it: until when it may be ended without its handler.
-        self._leaving: dict[int, float] = {}
-        self._memory = Memory(pid) if group.max_memory or group.memory_limit else None
-        self._weighed = 0.0
-        self._heavy = ""
+        self._limits = Limits(group, pid)
         self._account = Account(pid, clock)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -127,7 +121,7 @@ class WorkerProcess:
         """Why it gets no more work and is replaced; empty: it is not."""
         if self.left <= 0:
             return f"max_tasks = {self.group.max_tasks}"
-        return self._heavy
+        return self._limits.worn
 
     def room(self, deep: int) -> int:
         """How many more workitems it can take now; `deep`: how many may be with one that runs them in turn."""
@@ -136,7 +130,7 @@ class WorkerProcess:
             return 0
         if self.slots > 1:
             return min(self.slots - load, self.left)
-        if self._memory is not None:  # it is weighed after each
+        if self._limits.weighs:  # after each
             deep = 1
         if load > deep // 2 or (load and self._clock.monotonic() - self._oldest >= START_WITHIN):
             return 0
@@ -158,10 +152,11 @@ class WorkerProcess:
         items: list[Any] = []
         if idle:
             self._unhurried = self._numbers + 1
-            self._weighed = now
+            self._limits.begin(now)
         for delivery in deliveries:
             self._numbers += 1
             self._handed[self._numbers] = delivery
+            self._limits.add(self._numbers, delivery.workitem)
             if len(self._since) < self.slots:
                 self._since[self._numbers] = now
             items.append((self._numbers, len(delivery.workitem.body), properties(delivery)))
@@ -183,10 +178,8 @@ class WorkerProcess:
             # Not to the instant: it reads its clock after it has set its mark.
             look_at = self._clock.monotonic() + LOOK_EVERY if self.group.can_be_killed else math.inf
             times.append(min(self._start_by + 0.001, look_at))
-        if self._since and self._condemned is None:
-            times += self._deadlines().values()
-            if self.group.memory_limit:
-                times.append(self._weighed + WEIGH_EVERY)
+        if self._condemned is None:
+            times += self._limits.look_at(self._since)
         if self._cancelling.look_at is not None:
             times.append(self._cancelling.look_at)
         if times and (self._timer is None or min(times) < self._timer.when()):
@@ -210,47 +203,26 @@ class WorkerProcess:
             self._owner.unwanted(self, number)
         self._watch()
 
-    def _limit(self, number: int) -> float:
-        """Seconds that it may take: a task says so itself, or its group does; 0: any time."""
-        return own_limit(self._handed[number].workitem) or self.group.time_limit
-
-    def _deadlines(self) -> dict[int, float]:
-        """When those that have a slot have taken too long, monotonic seconds."""
-        return {
-            number: self._leaving.get(number, since + limit)
-            for number, since in self._since.items()
-            if (limit := self._limit(number))
-        }
-
     def _check_limits(self, now: float) -> None:
-        most = self.group.memory_limit
-        over = {number: TimedOut(self._limit(number)) for number, at in self._deadlines().items() if now >= at}
-        if over:
+        late = self._limits.late(self._since, now)
+        if late:
             self._note_work()
-            what = f"time limit of {min(late.limit for late in over.values()):g} s"
-            if self.group.can_be_killed or not over.keys().isdisjoint(self._leaving):
-                self.condemn(over)
+            what = f"time limit of {min(each.limit for each in late.values()):g} s"
+            if self.group.can_be_killed or self._limits.are_left(late):
+                self.condemn(late)
                 self._owner.over_limit(self, what)
             else:
-                # Their handlers are told, and others take their slots.
-                self._leaving.update(dict.fromkeys(over, math.inf))
-                self._wire.send(Kind.LEAVE, list(over))
-                self._owner.left_alone(self, what, lambda: self._leave_soon(over))
-        elif self._memory is not None and most and self._since and now >= self._weighed + WEIGH_EVERY:
-            self._weighed = now
-            size = self._memory.resident()
-            if size > most:
-                why = f"memory limit of {mebibytes(most)} exceeded: {mebibytes(size)}"
-                self.condemn(dict.fromkeys(self.started(), Crashed(why)))
-                self._owner.over_limit(self, why)
+                self._limits.leave(late)
+                self._wire.send(Kind.LEAVE, list(late))
+                self._owner.left_alone(self, what, lambda: self._leave_soon(late))
+        elif self._since and (why := self._limits.too_heavy(now)):
+            self.condemn(dict.fromkeys(self.started(), Crashed(why)))
+            self._owner.over_limit(self, why)
 
-    def _leave_soon(self, numbers: Iterable[int]) -> None:
-        """The program could have let go of these by now, if it is to do so at all."""
-        if self._wire.ended:
-            return
-        by = self._clock.monotonic() + LEAVE_WITHIN
-        self._leaving.update((number, by) for number in numbers if number in self._leaving)
-        self._watch()
+    def _leave_soon(self, numbers: Mapping[int, Verdict]) -> None:
+        if not self._wire.ended:
+            self._limits.leave_soon(numbers, self._clock.monotonic())
+            self._watch()
 
     def _note_work(self) -> None:
         if not self._worked:
@@ -301,7 +273,7 @@ class WorkerProcess:
         """It is not handed over any more; the next one has its slot."""
         delivery = self._handed.pop(number)
         self._since.pop(number, None)
-        self._leaving.pop(number, None)
+        self._limits.forget(number)
         if not self._handed:
             self._alone = False
         elif not self._since:  # only where one has to wait for the other is there more than there are slots
@@ -352,8 +324,7 @@ class WorkerProcess:
         self._handed.clear()
         self._since.clear()
         self._shared.close()
-        if self._memory is not None:
-            self._memory.close()
+        self._limits.close()
         return running, rest
 
     def _read(self) -> None:
@@ -389,9 +360,9 @@ class WorkerProcess:
                     self._cancelling.over(number)
                     outcome = unwanted(outcome)
                 self._ended += 1
+                self.succeeded = self._clock.monotonic() if isinstance(outcome, Done) else 0.0
                 self._stuck = False
-                if self._memory is not None:
-                    self._weigh(self._memory)
+                self._limits.weigh()
                 run = self._account.ran(seconds, spent, used)
                 ended = Ended(delivery, outcome, self.rules, run, self._account.take(number))
                 if number in self._completing:
@@ -425,22 +396,14 @@ class WorkerProcess:
             case _:
                 raise ValueError(f"a worker process does not say {kind.name}")
 
-    def _weigh(self, memory: Memory) -> None:
-        """Between two workitems: one that begins in a process that is too heavy would be blamed for those before it."""
-        size, limit = memory.resident(), min(filter(None, (self.group.max_memory, self.group.memory_limit)))
-        if size > limit:
-            name = "max_memory" if limit == self.group.max_memory else "memory_limit"
-            self._heavy = f"its memory of {mebibytes(size)} exceeds {name} ({mebibytes(limit)})"
-
     def _judged(self, number: int, answer: Sequence[Any], payload: bytes) -> Outcome:
         if len(payload) > self._max_result:
             raise ValueError(f"a result of {len(payload)} bytes")
         workitem, jitter = self._handed[number].workitem, random.random()
         outcome = after_answer(workitem, self.group, answer, payload, jitter=jitter, known=self.formats)
-        if number not in self._leaving or isinstance(outcome, Done):
+        if isinstance(outcome, Done) or not self._limits.are_left([number]):
             return outcome
-        late = TimedOut(self._limit(number))
-        return after_death(workitem, self.group, "", late, jitter=jitter, known=self.formats)
+        return after_death(workitem, self.group, "", self._limits.time(number), jitter=jitter, known=self.formats)
 
 
 def _seconds(nanoseconds: Any) -> float:

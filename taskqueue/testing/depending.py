@@ -21,7 +21,7 @@ from taskqueue.testing.dependents import (
     peek,
 )
 from taskqueue.upkeep import Keeping
-from taskqueue.workitem import DEAD_LETTERS, Workitem
+from taskqueue.workitem import DEAD_LETTERS, Workitem, worker_queue
 
 __all__ = ["DependingContract"]
 
@@ -96,6 +96,18 @@ class DependingContract:
             bench.send(*sent)
 
         assert store.history() == []
+
+    def test_those_of_several_types_that_end_together_are_told_apart(self, bench: Bench, store: Store) -> None:
+        bench.send(item(id="a"), item(id="b")._replace(type="other"), item(id="c"), queue=worker_queue(TYPE))
+        bench.send(later("d", "a"), later("e", "b"), later("f", "b", "a"), later("g", "c"), later("h", "b", "c"))
+
+        finish(bench, {"a": ONE, "b": Done(Payload(b"2")), "c": Failed("no")})
+
+        one, two = Input("a", TYPE, State.SUCCEEDED, Payload(b"1")), Input("b", "other", State.SUCCEEDED, Payload(b"2"))
+        found = {delivery.workitem.id: delivery.inputs for delivery in peek(bench, LATER, 3)}
+        assert found == {"d": (one,), "e": (two,), "f": (two, one)}
+        for id in "gh":
+            assert_failed_by(store.record(id), f"c of {TYPE}: failed: no")
 
     def test_two_with_one_id_wait_each_for_itself(self, bench: Bench, store: Store) -> None:
         bench.send(item(id="a"), item(id="b"))

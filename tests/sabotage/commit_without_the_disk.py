@@ -7,7 +7,7 @@ from taskqueue.brokers.postgresql import setup
 FAILS = ("test_postgresql_outages.py::test_what_was_settled_or_sent_survives_the_servers_death_at_once",)
 
 migrations = setup.migrations
-WHERE = "SELECT to_json(s.counted), s.woken INTO counted, woken_all"
+WHERE = "settled := settle(me, successes,"
 
 
 def hasty():

@@ -32,21 +32,20 @@ $$;
 -- result out of the history.  timeout: seconds that the result is kept.  promises: whose results it needs.  unbinds: what it depends on is of no use any more.
 -- sender: who sends what has no other one.  patient: who waits for what has ended is told after this transaction.
 -- counted: the numbers of those that count.  woken: the queues in which there may be something because of them.
+-- Whoever calls it sets what is to be set (`@few@`).
 CREATE FUNCTION @schema@.settle(
     me bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text,
     patient boolean DEFAULT false, OUT counted bigint[], OUT woken text[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     found bigint[];
     todo json := ends;
     all_ended boolean;
     wanted constant integer := coalesce(json_array_length(ends), 0)
         + coalesce(cardinality(string_to_array(successes[2], E'\x1f')), 0);
-    batch endings[];
-    finished endings[] := '{}';
-    unbound bigint[];
+    batch @schema@.endings[];
+    finished @schema@.endings[] := '{}';
 BEGIN
     counted := '{}';
     WHILE cardinality(counted) < wanted LOOP
@@ -79,21 +78,20 @@ BEGIN
             FROM gone g
             WHERE g.state IS NOT NULL
                 AND (g.off IS NULL OR EXISTS (SELECT FROM promises p WHERE p.needed = g.id))
+        ), unbound AS (
+            DELETE FROM dependencies d USING gone g WHERE g.unbinds AND d.dependent = g.inputs
         )
         SELECT
-            array_agg(seq), array_agg(inputs) FILTER (WHERE unbinds),
+            array_agg(seq),
             array_agg(
                 ROW(
                     id, type, task, state, error, state = 'succeeded' AND size IS NOT NULL, false, statement_timestamp()
                 )::endings
             ) FILTER (WHERE state IS NOT NULL)
-            INTO found, unbound, batch
+            INTO found, batch
             FROM gone;
         counted := counted || found;
         finished := finished || batch;
-        IF unbound IS NOT NULL THEN
-            DELETE FROM dependencies d WHERE d.dependent = ANY (unbound);
-        END IF;
         EXIT WHEN cardinality(counted) = wanted;
         todo := (
             SELECT json_agg(e || jsonb_build_object('place', w.ctid))
@@ -152,13 +150,12 @@ $$;
 -- what has ended are not gone through again, which vacuum can't remove as long as any old transaction is open.
 -- items: a list of arrays, shorter ones of what nothing has happened to yet (see `unpack` in rows.py); bodies: all of their
 -- bodies behind each other, each with those of its inputs behind it.  marks: per priority, the last number.
--- wishes: whether there is anything that somebody wants no more.
+-- wishes: whether there is anything that somebody wants no more.  Whoever calls it sets what is to be set (`@few@`).
 CREATE FUNCTION @schema@.claim(
     me bigint, queue text, room integer, after json, wishes boolean,
     OUT items json[], OUT bodies bytea, OUT marks jsonb
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     lane smallint;
     part json[];
@@ -171,7 +168,9 @@ BEGIN
     IF NOT is_recorded(queue) THEN
         PERFORM bring(queue, room);
     END IF;
-    FOR lane IN SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY 1 DESC LOOP
+    FOREACH lane IN ARRAY ARRAY(
+        SELECT DISTINCT q.priority FROM queues q WHERE q.name = claim.queue ORDER BY q.priority DESC
+    ) LOOP
         WITH taken AS (
             UPDATE workitems w SET carrier = me
             WHERE w.ctid = ANY (ARRAY(
@@ -255,32 +254,36 @@ BEGIN
 END
 $$;
 
+-- When something is due, and whether something has expired.  It becomes a part of the statement that asks.
+CREATE FUNCTION @schema@.when_due() RETURNS TABLE (first timestamptz, late boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT
+        (SELECT min(due) FROM @schema@.workitems WHERE state = 1),
+        EXISTS (
+            SELECT FROM @schema@.workitems
+            WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL
+        )
+$$;
+
 -- Has what is due wait, and what has expired wait for the dispatcher, which makes dead letters of it.
--- woken: the queues in which there may be something because of that.  next: seconds until something else is due.
-CREATE FUNCTION @schema@.promote(OUT woken text[], OUT next double precision)
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_bitmapscan = off AS $$
+-- woken: the queues in which there may be something because of that.  next: when something else is due.
+-- Whoever calls it sets what is to be set (`@few@`).
+CREATE FUNCTION @schema@.promote(OUT woken text[], OUT next timestamptz)
+LANGUAGE plpgsql AS $$
 DECLARE
-    finished endings[];
-    first timestamptz;
+    finished @schema@.endings[];
     late boolean;
 BEGIN
     woken := '{}';
-    SELECT
-        (SELECT min(due) FROM workitems WHERE state = 1),
-        EXISTS (
-            SELECT FROM workitems WHERE expires IS NOT NULL AND expires <= now() AND state IN (0, 3) AND carrier IS NULL
-        )
-        INTO first, late;
-    IF first <= now() THEN
+    SELECT d.first, d.late INTO next, late FROM when_due() d;
+    IF next <= now() THEN
         UPDATE workitems SET state = 0, due = NULL, seq = nextval(pg_get_serial_sequence('@schema@.workitems', 'seq'))
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM workitems WHERE state = 1 AND due <= now() ORDER BY due LIMIT 1000
                 FOR NO KEY UPDATE SKIP LOCKED
             ));
-        first := (SELECT min(due) FROM workitems WHERE state = 1);
+        next := (SELECT d.first FROM when_due() d);
     END IF;
-    next := extract(epoch FROM first - now());
     IF late THEN
         PERFORM drop_messages(ARRAY(
             SELECT ctid FROM workitems
@@ -318,26 +321,36 @@ END
 $$;
 
 -- Settles and claims: one statement, one commit.  Raises TQ001 where the lease is not this carrier's any more.
--- claims: objects with number, queue, room and after.  lent: number, how many were lent, and marks, for each of them.
--- items: all that were lent, in this order, as text: the carrier has time to read it when the next statement is on its way.
--- due: seconds until the next workitem is due; said where a claim left room.
--- reports: what runs, with what is said of it; moved: pairs of their numbers and of where their rows are now.
--- unwanted: the numbers of what it has and somebody wants no more.
+-- claims: objects with number, queue, room and after.  reports: what runs, with what is said of it.
+-- answer: a list of JSON, of which each may be null:
+--     the numbers of those that count;
+--     lent: number, how many were lent, and marks, for each claim;
+--     due: seconds until the next workitem is due; said where a claim left room;
+--     moved: pairs of the numbers of `reports` and of where their rows are now;
+--     woken: the queues in which there may be something because of all that;
+--     unwanted: the numbers of what it has and somebody wants no more.
+-- items: all that were lent, in this order: the carrier has time to read it when the next statement is on its way.
 CREATE FUNCTION @schema@.turn(
     me bigint, my_term bigint, successes text[], ends json, releases json, sends json, bodies bytea, lanes json, sender text,
     claims json, reports json, told text[],
-    OUT counted json, OUT lent json, OUT items text, OUT lent_bodies bytea, OUT due double precision, OUT moved json,
-    OUT woken json, OUT unwanted json
+    OUT answer text, OUT items text, OUT lent_bodies bytea
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 DECLARE
-    want record;
+    settled record;
+    counted bigint[];
+    moved json;
+    unwanted json;
+    want json;
     got record;
-    sizes json[] := '{}';
-    found_all json[] := '{}';
-    woken_all text[];
+    due double precision;
+    lent json[] := '{}';
+    claimed json[] := '{}';
+    woken text[];
     doubted boolean;
     wishes boolean;
+    first timestamptz;
+    late boolean;
     promoted record;
 BEGIN
     PERFORM FROM carriers WHERE id = me AND term = my_term FOR SHARE;  -- nobody adopts it meanwhile
@@ -348,12 +361,15 @@ BEGIN
         -- A crash of the server may lose a claim: see `resume`.
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
-        SELECT to_json(s.counted), s.woken INTO counted, woken_all
-            FROM settle(me, successes, ends, releases, sends, bodies, lanes, sender) s;
+        settled := settle(me, successes, ends, releases, sends, bodies, lanes, sender);
+        counted := settled.counted;
+        woken := settled.woken;
     END IF;
-    SELECT EXISTS (SELECT FROM endings), EXISTS (SELECT FROM unwanted) INTO doubted, wishes;
+    SELECT EXISTS (SELECT FROM endings), EXISTS (SELECT FROM unwanted), d.first, d.late
+        INTO doubted, wishes, first, late
+        FROM when_due() d;
     IF doubted THEN
-        woken_all := woken_all || doubts();
+        woken := woken || doubts();
     END IF;
     IF wishes THEN
         unwanted := unwant(me);
@@ -363,22 +379,24 @@ BEGIN
     END IF;
     lent_bodies := '';
     IF claims IS NOT NULL THEN
-        promoted := promote();
-        woken_all := woken_all || promoted.woken;
-        FOR want IN SELECT * FROM json_to_recordset(claims) AS c (number integer, queue text, room integer, after json)
-        LOOP
-            got := claim(me, want.queue, want.room, want.after, wishes);
-            sizes := sizes || json_build_array(want.number, cardinality(got.items), got.marks);
-            found_all := found_all || got.items;
+        IF doubted OR late OR first <= now() THEN
+            promoted := promote();
+            woken := woken || promoted.woken;
+            first := promoted.next;
+        END IF;
+        FOR n IN 0 .. json_array_length(claims) - 1 LOOP
+            want := claims->n;
+            got := claim(me, want->>'queue', (want->>'room')::integer, want->'after', wishes);
+            lent := lent || json_build_array(want->'number', cardinality(got.items), got.marks);
+            claimed := claimed || got.items;
             lent_bodies := lent_bodies || got.bodies;
-            IF cardinality(got.items) < want.room THEN
-                due := promoted.next;
+            IF cardinality(got.items) < (want->>'room')::integer THEN
+                due := extract(epoch FROM first - now());
             END IF;
         END LOOP;
     END IF;
-    lent := array_to_json(sizes);
-    items := array_to_json(found_all);
-    woken := array_to_json(woken_all);
+    answer := json_build_array(counted, lent, due, moved, woken, unwanted);
+    items := array_to_json(claimed);
     IF cardinality(told) > 0 THEN
         PERFORM pg_notify('@name@', queue) FROM unnest(told) AS queue;
     END IF;

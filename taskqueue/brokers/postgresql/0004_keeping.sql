@@ -12,7 +12,7 @@ $$;
 
 -- Those of the chosen ones that are still there.
 CREATE FUNCTION @schema@.read_letters(chosen tid[], OUT items json, OUT bodies bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 BEGIN
     SELECT
         json_agg(json_build_array(
@@ -31,11 +31,11 @@ $$;
 CREATE FUNCTION @schema@.end_letters(
     ends json, sends json, bodies bytea, lanes json, sender text, told text[]
 ) RETURNS json
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 DECLARE
     done record;
 BEGIN
-    SELECT * INTO done FROM settle(NULL, NULL, ends, NULL, sends, bodies, lanes, sender);
+    done := settle(NULL, NULL, ends, NULL, sends, bodies, lanes, sender);
     IF cardinality(told) > 0 THEN
         PERFORM pg_notify('@name@', queue) FROM unnest(told || done.woken) AS queue;
     END IF;
@@ -58,7 +58,7 @@ CREATE FUNCTION @schema@.tidy(
     OUT dropped integer, OUT letters integer, OUT made integer
 )
 RETURNS SETOF record
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 DECLARE
     beyond bigint;
 BEGIN

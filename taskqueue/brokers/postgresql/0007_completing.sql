@@ -7,12 +7,12 @@ CREATE FUNCTION @schema@.complete(
     me bigint, lease bigint, seq bigint, id text, ending jsonb, sends json, bodies bytea, lanes json, sender text,
     told text[]
 ) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 #variable_conflict use_column
 DECLARE
     place tid;
     held boolean;
-    woken text[];
+    settled record;
 BEGIN
     PERFORM FROM workitems w
         WHERE w.id = complete.id AND w.seq = complete.seq AND (w.queue = 'taskqueue' OR starts_with(w.queue, 'worker_'))
@@ -27,9 +27,9 @@ BEGIN
             'its lease, and somebody else has it or will', complete.id USING ERRCODE = 'TQ001';
     END IF;
     ending := jsonb_build_array(ending || jsonb_build_object('seq', complete.seq, 'place', place));
-    SELECT s.woken INTO woken FROM settle(me, NULL, ending::json, NULL, sends, bodies, lanes, sender, true) s;
+    settled := settle(me, NULL, ending::json, NULL, sends, bodies, lanes, sender, true);
     IF cardinality(told) > 0 THEN
-        PERFORM pg_notify('@name@', queue) FROM unnest(told || woken) AS queue;
+        PERFORM pg_notify('@name@', queue) FROM unnest(told || settled.woken) AS queue;
     END IF;
 END
 $$;

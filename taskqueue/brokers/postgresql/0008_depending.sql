@@ -201,15 +201,41 @@ END
 $$;
 
 -- Tells whoever waits for what is over just now.  Returns the queues in which there may be something because of that.
+-- Mostly all of it has succeeded and is of one type: then it takes no statement that is only there for the rest.
+-- Whoever calls it sets what is to be set (`@few@`).
 CREATE FUNCTION @schema@.tell(finished @schema@.endings[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
-    todo endings[];
+    edges tid[];
+    others boolean;
+    type text;
+    last_type text;
+    ended timestamptz;
+    todo @schema@.endings[];
+    told text[] := '{}';
 BEGIN
-    SELECT array_agg(o) INTO todo
-        FROM unnest(finished) o,
-            LATERAL (SELECT FROM dependencies d WHERE d.needed = o.id AND d.state IS NULL LIMIT 1) d;
-    RETURN CASE WHEN todo IS NULL THEN '{}'::text[] ELSE resolve(todo) END;
+    SELECT array_agg(d.place) FILTER (WHERE w.locked), bool_or(w.locked IS NULL), min(o.type), max(o.type), min(o.ended)
+        INTO edges, others, type, last_type, ended
+        FROM unnest(finished) o, LATERAL (
+            SELECT d.ctid AS place, d.dependent FROM dependencies d WHERE d.needed = o.id AND d.state IS NULL OFFSET 0
+        ) d LEFT JOIN LATERAL (
+            SELECT true AS locked FROM workitems w
+            WHERE w.inputs = d.dependent AND w.state = 3 AND o.kept FOR NO KEY UPDATE SKIP LOCKED
+        ) w ON true;
+    IF edges IS NOT NULL AND type = last_type THEN
+        told := count_down(edges, type, 'succeeded', NULL, ended);
+    ELSE
+        others := others OR edges IS NOT NULL;
+    END IF;
+    IF others THEN
+        SELECT array_agg(o) INTO todo
+            FROM unnest(finished) o,
+                LATERAL (SELECT FROM dependencies d WHERE d.needed = o.id AND d.state IS NULL LIMIT 1) d;
+        IF todo IS NOT NULL THEN
+            told := told || resolve(todo);
+        END IF;
+    END IF;
+    RETURN told;
 END
 $$;
 
@@ -228,8 +254,7 @@ $$;
 -- others are changing just now are told later: see `doubts`.
 -- Each LATERAL has an end that keeps the planner from joining in another order: its statistics are of another moment.
 CREATE FUNCTION @schema@.resolve(todo @schema@.endings[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 DECLARE
     told text[] := '{}';
     next endings[];
@@ -351,9 +376,9 @@ END
 $$;
 
 -- Notes how something ended that others wait for, who are locked, and has those wait for nothing more that need not.
+-- Whoever calls it sets what is to be set (`@few@`).
 CREATE FUNCTION @schema@.count_down(edges tid[], type text, state text, error text, ended timestamptz) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     woken text[];
 BEGIN
@@ -481,12 +506,11 @@ $$;
 -- needs to be done, behind each other.
 CREATE TYPE @schema@.needed AS (ends json, results bytea);
 
--- whole: with all of that, and not with their ids alone.
+-- whole: with all of that, and not with their ids alone.  Whoever calls it sets what is to be set (`@few@`).
 CREATE FUNCTION @schema@.inputs_of(number bigint, whole boolean) RETURNS @schema@.needed
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, @schema@, pg_temp
-@by_index@ SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    found needed;
+    found @schema@.needed;
 BEGIN
     IF whole THEN
         SELECT
@@ -513,7 +537,7 @@ $$;
 
 -- Cancels what is not lent, and locked.  How many there were.
 CREATE FUNCTION @schema@.withdraw(chosen tid[]) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @few@ AS $$
 DECLARE
     finished endings[];
     unbound bigint[];

@@ -227,10 +227,11 @@ class Engine:
                     self._link.carrier, self._link.term, successes, ends, releases, sends, bodies, lanes, self._sender,
                     wanted, reports, told,
                 )  # fmt: skip
-                counted, lent, items, lent_bodies, due, moved, woken, unwanted = row
+                answer, items, lent_bodies = row
+                counted, lent, due, moved, woken, unwanted = json.loads(answer)
                 self._wait_for(due)
                 return _Answer(
-                    set(counted or ()), {number: Lent(*rest) for number, *rest in lent or ()}, items, lent_bodies,
+                    set(counted or ()), {number: Lent(*rest) for number, *rest in lent}, items, lent_bodies,
                     dict(moved or ()), woken or (), set(unwanted or ()),
                 )  # fmt: skip
 

@@ -25,6 +25,9 @@ NEEDS: Mapping[int, int] = MappingProxyType({6: 6, 7: 7, 8: 8})
 # table that is empty now and full then mislead it.  What that forbids costs so much on paper that PostgreSQL would
 # compile it each time, for 10 ms, and plan it each time, for hundreds of microseconds.
 _BY_INDEX = "SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan"
+# The same for those that take rows by the places or keys that others found, in turns of a few.  They hold for whatever
+# such a function calls: to set and reset them in each of these, too, costs as much as a statement.
+FEW = f"{_BY_INDEX} SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
 
 PATIENCE = 30.0  # seconds
 File = tuple[int, str, str]  # as of `migrations`
@@ -171,7 +174,7 @@ def _apply(connection: psycopg.Connection, place: Place, files: Sequence[File], 
 
 
 def _filled(place: Place, text: str) -> str:
-    words = {"@schema@": f'"{place.schema}"', "@name@": place.schema, "@by_index@": _BY_INDEX}
+    words = {"@schema@": f'"{place.schema}"', "@name@": place.schema, "@by_index@": _BY_INDEX, "@few@": FEW}
     return functools.reduce(lambda filled, word: filled.replace(word, words[word]), words, text)
 
 

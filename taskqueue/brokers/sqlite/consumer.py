@@ -21,6 +21,8 @@ from taskqueue.story import told
 
 __all__ = ["SQLiteConsumer"]
 
+FEW = 16  # workitems that end in a transaction
+
 
 @dataclass(eq=False)
 class _Step:
@@ -48,10 +50,14 @@ class SQLiteConsumer:
         self._wake = asyncio.Event()
         self._next: _Step | None = None
         self._next_due: float | None = None
-        engine.listeners.append(self._rung)
+        engine.members.append(self)
 
-    def _rung(self, told: set[str]) -> None:
-        if not told or self._queue in told:
+    @property
+    def held(self) -> int:
+        return len(self._lent)
+
+    def rung(self, queues: set[str]) -> None:
+        if not queues or self._queue in queues:
             self._wake.set()
 
     async def receive(self, *, limit: int) -> list[Delivery]:
@@ -156,7 +162,13 @@ class SQLiteConsumer:
         def work(connection: sqlite3.Connection, outbox: Outbox) -> tuple[set[int], list[Claimed]]:
             now = engine.clock.wall()
             names.declare(connection, self._queue)
-            counted = queues.end(connection, outbox, step.todo, engine.carrier, engine.sender)
+            # What a few set free is lent at once.  The rows of many are stored in the other thread, beside this one.
+            early = 0 < len(step.todo) <= FEW and step.room > 0 and dependencies.exist(connection)
+            ends = Outbox(outbox.now) if early else outbox
+            counted = queues.end(connection, ends, step.todo, engine.carrier, engine.sender)
+            if early:
+                ends.store(connection)
+                outbox.told |= ends.told
             if not all(ending.effects.ends for ending in step.todo.values()):
                 outbox.told.add(self._queue)
             if not step.room:
@@ -224,7 +236,7 @@ class SQLiteConsumer:
             return
         self.closed = self._paused = self._lease.lost = True
         self._ready.clear()
-        self._engine.listeners.remove(self._rung)
+        self._engine.members.remove(self)
         self._wake.set()
         await self._engine.write(_nothing)
         await self._give_back(list(self._lent.values()))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from taskqueue.brokers.sqlite import carriers, queues
 from taskqueue.brokers.sqlite.bell import Bell
@@ -38,7 +38,19 @@ SHARED = 200
 """So many where others write, too: what they wait is the length of a transaction."""
 SHARED_FOR = 0.05  # seconds from when somebody else was seen to wait
 QUIET = 3  # turns of the event loop in which nothing comes
+BRIEF = 0.002  # seconds; a commit that takes no longer holds nobody up where nothing runs
 LOOK_EVERY = 1.0  # seconds between looks for what nobody rang for: dead carriers, and work that a bell missed
+
+
+class Member(Protocol):
+    """A consumer, as its engine sees it."""
+
+    @property
+    def held(self) -> int:
+        """How many workitems it was lent that have not ended."""
+
+    def rung(self, queues: set[str]) -> None:
+        """There may be something in these queues; none: in any queue."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +70,12 @@ class Engine:
         self.sender = sender()
         self.clock = clock
         self.ending = 0  # workitems that the next transactions are about
-        self.listeners: list[Callable[[set[str]], None]] = []
+        self.members: list[Member] = []
         self._synchronous = synchronous
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="taskqueue-sqlite")
         self._database: Database | None = None
         self._shared_until = 0.0
+        self._commit_took = BRIEF  # seconds, the last time
         self._turn = asyncio.Lock()  # held in a transaction and while reading: one at a time uses the connection
         self._lock: LockFile | None = None
         self._bell: Bell | None = None
@@ -172,7 +185,8 @@ class Engine:
         """Statements of many steps in this thread; what waits, for other processes or the disk, in the other.
 
         Each step of a statement lets other threads run, and waits for them then: in the other thread, many steps while
-        this one is busy would take twice as long.  Those of an outbox are few.
+        this one is busy would take twice as long.  Those of an outbox are few.  Where nothing runs, as between the
+        steps of a chain, and the disk is fast, this one waits for it, too: to change threads takes half as long.
 
         Gives the results, the queues that got something, and whether it is as durable as it has to be.
         """
@@ -185,14 +199,20 @@ class Engine:
                 results = [operation.work(connection, outbox) for operation in batch]
 
             def commit() -> bool:
+                begun = self.clock.monotonic()
                 with database.inside() as connection:
                     outbox.store(connection)
                 self._look_around(database)
                 database.commit()
                 database.ring(outbox.told)
-                return not durable or _is_synced(database)
+                if not durable:
+                    return True
+                safe = _is_synced(database)
+                self._commit_took = self.clock.monotonic() - begun
+                return safe
 
-            return results, outbox.told, await self._in_thread(commit) if durable else commit()
+            here = not durable or (self._commit_took < BRIEF and not any(member.held for member in self.members))
+            return results, outbox.told, commit() if here else await self._in_thread(commit)
 
     def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:
         outbox = Outbox(self.clock.wall())
@@ -237,16 +257,16 @@ class Engine:
 
     def _tell(self, told: set[str]) -> None:
         if told:
-            for listener in self.listeners:
-                listener(told)
+            for member in self.members:
+                member.rung(told)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             if await self.read(lambda connection: carriers.orphans(connection, self.path, self.carrier)):
                 await self.write(lambda connection, _: carriers.adopt(connection, self.path, self.carrier))
-            for listener in self.listeners:
-                listener(set())
+            for member in self.members:
+                member.rung(set())
 
     async def close(self) -> None:
         """Give everything back, and let go of the file.  May be called twice."""
