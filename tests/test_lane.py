@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from actor import Actor, Moving
 
-from taskqueue.broker import Ended, Options, connect
+from taskqueue.broker import Delivery, Ended, Options, connect
 from taskqueue.carrier import lane, pace
 from taskqueue.carrier.lane import Lane
 from taskqueue.carrier.worker_process import WorkerProcess
@@ -72,6 +72,9 @@ class Crew:
 
     def ended(self, process: WorkerProcess, ended: Ended, seconds: float) -> None:
         self.lane.ended(process, ended, seconds)
+
+    def unstarted(self, process: WorkerProcess, deliveries: Sequence[Delivery]) -> None:
+        self.lane.unstarted(process, deliveries)
 
     def worked(self, process: WorkerProcess) -> None:
         pass
@@ -144,6 +147,10 @@ class TestWhoIsNext:
             assert await whoever_gets("f") == 0
             await end(0)
             assert await whoever_gets("g") == 0
+            await end(0)
+            assert await whoever_gets("h") == 0
+            actors[0].say(Kind.UNSTARTED, list(actors[0].process._handed))
+            assert crew.loads() == [0, 1, 0]
 
         play(scene)
 

@@ -98,6 +98,38 @@ def test_what_a_settle_looks_at_does_not_grow_with_what_waits(database: Database
     assert looked_at <= 50
 
 
+def test_a_settle_looks_at_no_dependencies_of_others_though_there_were_none_when_it_was_planned(
+    database: Database,
+) -> None:
+    send(database.url, *[b"x"] * 10)
+    want = json.dumps([{"number": 0, "queue": QUEUE, "room": 1, "after": {}}])
+    with contextlib.closing(database.server.admin(database.name)) as connection:
+        connection.execute("INSERT INTO taskqueue.dependencies (dependent, place, needed) VALUES (1, 1, 'x')")
+        connection.execute("DELETE FROM taskqueue.dependencies")
+        connection.execute("VACUUM ANALYZE taskqueue.dependencies")  # as when all that waited for something is over
+        (me,) = connection.execute("SELECT taskqueue.register(1, '', '', 1, 1, 10, 0)").fetchone() or ()
+
+        def step(ends: str | None) -> str:
+            turn = "SELECT items FROM taskqueue.turn(%s, 1, NULL, %s, NULL, NULL, NULL, NULL, NULL, %s, NULL, NULL)"
+            (items,) = connection.execute(turn.encode(), (me, ends, want)).fetchone() or ()
+            ((seq, place, *_),) = json.loads(items)
+            return json.dumps([{"place": place, "seq": seq, "state": "succeeded", "unbinds": True}])
+
+        ends = step(None)
+        for _ in range(8):  # with the sixth use of each of its statements they are made for good
+            ends = step(ends)
+        connection.execute(
+            "INSERT INTO taskqueue.dependencies (dependent, place, needed) "
+            "SELECT 1000000 + n, 1, 'x' || n FROM generate_series(1, 3000) n"
+        )
+        connection.execute("BEGIN")
+        step(ends)
+        ((looked_at,),) = connection.execute(LOOKED_AT.replace("workitems", "dependencies")).fetchall()
+        connection.execute("ROLLBACK")
+
+    assert looked_at <= 10
+
+
 def test_what_was_sent_by_one_who_committed_late_is_found(database: Database) -> None:
     async def work(broker: Broker) -> list[bytes]:
         consumer = broker.consumer(QUEUE, reserve=10)

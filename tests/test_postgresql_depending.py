@@ -200,6 +200,20 @@ def test_what_waits_for_nothing_more_is_notified_of(database: Database, monkeypa
     assert run(database.url, work).workitem.id == "b"
 
 
+def test_a_statement_says_when_what_it_sets_free_itself_is_due(database: Database) -> None:
+    send(database, item("a"), item("b", "a", on_error="pass")._replace(due=time.time() + 3600.0))
+    want = json.dumps([{"number": 0, "queue": QUEUE, "room": 5, "after": {}}])
+    with contextlib.closing(database.server.admin(database.name)) as connection:
+        (me,) = connection.execute("SELECT taskqueue.register(1, '', '', 1, 1, 10, 0)").fetchone() or ()
+        connection.execute("INSERT INTO taskqueue.unwanted SELECT id, sent FROM taskqueue.workitems WHERE id = 'a'")
+        turn = "SELECT answer FROM taskqueue.turn(%s, 1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, %s, NULL, NULL)"
+        (answer,) = connection.execute(turn.encode(), (me, want)).fetchone() or ()
+
+    _, _, due, _, _, _ = json.loads(answer)
+    assert due is not None and 3500 < due <= 3600
+    assert database.one("SELECT state FROM taskqueue.workitems WHERE id = 'b'") == 1
+
+
 # Ids that are used once.
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import pytest
 from embedded import drain, run, send
 
 from taskqueue.broker import Broker, Ended, Options, connect
-from taskqueue.brokers.sqlite import SQLiteBroker, engine, open_broker, queues
+from taskqueue.brokers.sqlite import SQLiteBroker, dependencies, engine, open_broker, outbox, queues
 from taskqueue.brokers.sqlite.database import Database
 from taskqueue.brokers.sqlite.history import ENDED_COLUMNS
 from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
 from taskqueue.brokers.sqlite.place import LockFile
 from taskqueue.brokers.sqlite.queues import Claimed
 from taskqueue.errors import BrokerError
-from taskqueue.outcome import Done, Payload, Rules
+from taskqueue.outcome import Done, Failed, Outcome, Payload, Rules
 from taskqueue.record import Run
 from taskqueue.testing.recorded import RUN
 from taskqueue.upkeep import Keeping
@@ -263,6 +263,39 @@ def test_what_is_set_free_is_lent_in_the_same_transaction(url: str, monkeypatch:
     producer.close()
 
     assert run(url, test) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("count", "outcome", "thread"),
+    [
+        (outbox.FEW, ONE, "MainThread"), (outbox.FEW + 1, ONE, "taskqueue-sqlite"),
+        (1, Failed("no"), "taskqueue-sqlite"), (0, ONE, "MainThread"),
+    ],
+)  # fmt: skip
+def test_the_event_loop_stores_no_more_than_a_few_rows(
+    url: str, monkeypatch: pytest.MonkeyPatch, count: int, outcome: Outcome, thread: str
+) -> None:
+    count_down, threads = dependencies.count, set[str]()
+
+    def counting(connection: sqlite3.Connection, causes: Mapping[str, str]) -> dependencies.Freed:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return count_down(connection, causes)
+
+    async def test(broker: SQLiteBroker) -> None:
+        consumer = broker.consumer("worker_t", reserve=1)
+        (held,) = await consumer.receive(limit=1)
+        monkeypatch.setattr(dependencies, "count", counting)
+        broker._engine._commit_took = 0.0
+        assert await consumer.settle([Ended(held, outcome)]) == [True]
+        monkeypatch.undo()
+
+    producer = connect(url).producer()
+    producer.send([Workitem(body=b"", id="a", type="t")])
+    producer.send([Workitem(body=b"", id=f"after {n}", type="t", after=("a",)) for n in range(count)])
+    producer.close()
+    run(url, test)  # type: ignore[arg-type]
+
+    assert threads == ({thread} if count else set())
 
 
 def test_what_was_committed_is_synced_again_where_that_failed_and_not_done_again(

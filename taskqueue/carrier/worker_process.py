@@ -41,7 +41,8 @@ class WorkerProcess:
     retiring: its manager wants it to end.  recycling: its manager knows that it will be replaced.
     standby: it is ready, and gets nothing while the one that it replaces works.
     ends: some day it will be worn.
-    last: monotonic seconds of the last hand-over.  succeeded: of when something ended there; 0: it did not succeed.
+    last: monotonic seconds of the last hand-over.
+    succeeded: of when the last one succeeded there; 0: it did not, or was not started in time.
     """
 
     def __init__(
@@ -267,6 +268,8 @@ class WorkerProcess:
         self._unsure = False
         late = self._handed.keys() - started - {self._unhurried}
         self._stuck = bool(late)
+        if late:
+            self.succeeded = 0.0
         return [self._take(number) for number in sorted(late)]
 
     def _take(self, number: int) -> Delivery:
@@ -374,6 +377,7 @@ class WorkerProcess:
                 # What was taken back already is not here any more.
                 late = [self._take(number) for number in meta if number in self._handed]
                 self._stuck = False
+                self.succeeded = 0.0
                 self._owner.unstarted(self, late)
             case Kind.COMPLETING:
                 self._completing.update(number for number in meta if number in self._handed)

@@ -79,7 +79,7 @@ BEGIN
             WHERE g.state IS NOT NULL
                 AND (g.off IS NULL OR EXISTS (SELECT FROM promises p WHERE p.needed = g.id))
         ), unbound AS (
-            DELETE FROM dependencies d USING gone g WHERE g.unbinds AND d.dependent = g.inputs
+            DELETE FROM dependencies d WHERE d.dependent = ANY (ARRAY(SELECT g.inputs FROM gone g WHERE g.unbinds))
         )
         SELECT
             array_agg(seq),
@@ -379,7 +379,7 @@ BEGIN
     END IF;
     lent_bodies := '';
     IF claims IS NOT NULL THEN
-        IF doubted OR late OR first <= now() THEN
+        IF doubted OR wishes OR late OR first <= now() THEN  -- what has ended meanwhile may have changed it
             promoted := promote();
             woken := woken || promoted.woken;
             first := promoted.next;

@@ -3,7 +3,7 @@
 -- Writes down what runs: see `turn`.  Rows that have been moved by others are looked for, as in `settle`.  Those that a
 -- handler is about to end in a transaction of its own are not waited for.
 CREATE FUNCTION @schema@.report(me bigint, reports json) RETURNS json
-LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, @schema@, pg_temp @by_index@ SET enable_hashjoin = on AS $$
 DECLARE
     said json[];
     found bigint[];

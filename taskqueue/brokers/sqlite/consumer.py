@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.broker import Delivery, Ended, Lease, Underway
-from taskqueue.brokers.sqlite import cancelling, dependencies, names, queues
+from taskqueue.brokers.sqlite import cancelling, dependencies, history, names, queues
 from taskqueue.brokers.sqlite.engine import Engine
 from taskqueue.brokers.sqlite.history import Ending, ending
-from taskqueue.brokers.sqlite.outbox import ENDED, Outbox
+from taskqueue.brokers.sqlite.outbox import ENDED, FEW, Outbox
 from taskqueue.brokers.sqlite.queues import Claimed
 from taskqueue.brokers.sqlite.schema import Life
 from taskqueue.errors import BrokerError
 from taskqueue.story import told
 
 __all__ = ["SQLiteConsumer"]
-
-FEW = 16  # workitems that end in a transaction
 
 
 @dataclass(eq=False)
@@ -163,7 +161,7 @@ class SQLiteConsumer:
             now = engine.clock.wall()
             names.declare(connection, self._queue)
             # What a few set free is lent at once.  The rows of many are stored in the other thread, beside this one.
-            early = 0 < len(step.todo) <= FEW and step.room > 0 and dependencies.exist(connection)
+            early = step.room > 0 and _sets_few_free(connection, step.todo)
             ends = Outbox(outbox.now) if early else outbox
             counted = queues.end(connection, ends, step.todo, engine.carrier, engine.sender)
             if early:
@@ -240,6 +238,14 @@ class SQLiteConsumer:
         self._wake.set()
         await self._engine.write(_nothing)
         await self._give_back(list(self._lent.values()))
+
+
+def _sets_few_free(connection: sqlite3.Connection, todo: Mapping[int, Ending]) -> bool:
+    """Whether something goes on when these have ended, and it takes no time to see to that: nothing fails with them."""
+    if not 0 < len(todo) <= FEW or not dependencies.exist(connection):
+        return False
+    causes = dict(history.cause(one.record) for one in todo.values() if one.record is not None)
+    return not any(causes.values()) and 0 < dependencies.waiting(connection, causes, FEW + 1) <= FEW
 
 
 def _nothing(connection: sqlite3.Connection, outbox: Outbox) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "mend",
     "promise",
     "promised",
+    "waiting",
 ]
 
 _NUMBERS = "(SELECT value FROM json_each(?))"
@@ -164,6 +165,13 @@ def _free(connection: sqlite3.Connection, waiting: Collection[int], failing: Map
     sql = f"""UPDATE workitems SET state = CASE WHEN due IS NULL THEN {WAITING} ELSE {SCHEDULED} END
         WHERE state = {BLOCKED} AND seq IN {_NUMBERS} AND NOT EXISTS ({_PENDING}) RETURNING queue"""
     return Freed({queue for (queue,) in connection.execute(sql, (json.dumps(list(waiting)),)).fetchall()}, failed)
+
+
+def waiting(connection: sqlite3.Connection, ids: Iterable[str], most: int) -> int:
+    """How many times something waits for one of these, counted up to `most`."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM dependencies WHERE life IS NULL AND id IN {_NUMBERS} LIMIT ?)"
+    count: int = connection.execute(sql, (json.dumps(list(ids)), most)).fetchone()[0]
+    return count
 
 
 def forget(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:

@@ -197,6 +197,8 @@ class Engine:
             outbox = Outbox(self.clock.wall())
             with database.inside() as connection:
                 results = [operation.work(connection, outbox) for operation in batch]
+                idle = self._commit_took < BRIEF and not any(member.held for member in self.members)
+                here = not durable or (idle and outbox.is_brief(connection))
 
             def commit() -> bool:
                 begun = self.clock.monotonic()
@@ -211,7 +213,6 @@ class Engine:
                 self._commit_took = self.clock.monotonic() - begun
                 return safe
 
-            here = not durable or (self._commit_took < BRIEF and not any(member.held for member in self.members))
             return results, outbox.told, commit() if here else await self._in_thread(commit)
 
     def _in_turn(self, batch: list[_Operation], durable: bool) -> tuple[list[Any], set[str], bool]:

@@ -29,6 +29,7 @@ _BORN = _NAMES.index("born")
 _TOLD = f"""INSERT INTO workitems (seq, {COLUMNS})
     SELECT max(?1, free), {"?," * _BORN} iif(?1 >= free, {TOLD}, 0) {",?" * (len(_NAMES) - _BORN - 1)}
     FROM (SELECT ifnull(max(seq), 0) + 1 AS free FROM workitems)"""
+FEW = 16  # rows, or workitems, that it takes next to no time to store
 OLD = 1_000_000  # microseconds; an id that was made before that is somebody else's matter
 _BACK = f"INSERT INTO workitems (seq, {COLUMNS}) VALUES ({_PLACES},?)"
 _NEXT = f"INSERT INTO workitems ({COLUMNS}) VALUES ({_PLACES})"
@@ -126,6 +127,13 @@ class Outbox:
         """Inside the transaction, before `store`: see `dependencies.mend`.  How many were mended."""
         count, self._freed = dependencies.mend(connection)
         return count
+
+    def is_brief(self, connection: sqlite3.Connection) -> bool:
+        """Whether `store` takes next to no time: few rows, and nothing may depend on what has ended."""
+        over = len(self._records) + len(self._unkept) + len(self._gone)
+        if over + len(self._rows) > FEW or self._linked or self._back or self._promises or any(self._freed):
+            return False
+        return not over or not dependencies.exist(connection)
 
     def store(self, connection: sqlite3.Connection) -> None:
         """Inside the transaction, once."""
